@@ -1,0 +1,324 @@
+"""Messages: what is said in frames between a node and a bridge. One encoder and one decoder, for everyone.
+
+    node → bridge   Request       {"id", "command", "args", "timestamp"}
+    bridge → node   Result        {"id", "success": true, "result", "timestamp"}
+                    Failure       {"id", "success": false, "error", "error_info"?, "timestamp"}
+                    Progress      {"id", "event": "progress", "data"}
+                    Chunk         {"id", "event": "chunk", "seq", "data"}
+
+Unknown fields are ignored, both ways. Timestamps of bridges are not looked at: some send numbers, some nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeGuard
+
+from bridge_protocol import codec
+from bridge_protocol.errors import FrameError, FrameKind
+
+PROTOCOL_VERSION = 1
+HANDSHAKE_ID = 0
+# JavaScript bridges lose integers above 2^53.
+MAX_ID = 2**53 - 1
+MAX_COMMAND_BYTES = 255
+
+PING = "ping"
+CANCEL = "cancel"
+SHUTDOWN = "shutdown"
+# Only the node sends these, and only to bridges that claim them.
+RESERVED_COMMANDS = frozenset({CANCEL, SHUTDOWN})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request. `id` 1 … 2^53−1 (0 is the handshake's), `deadline` in Unix milliseconds, `attempt` from 1."""
+
+    id: int
+    command: str
+    args: Mapping[str, Any]
+    timestamp: str = ""
+    deadline: int | None = None
+    traceparent: str | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A final reply with success. `recycle`: the bridge asks to be replaced after it."""
+
+    id: int
+    result: Any
+    recycle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """What a bridge says of its own failure. `retry_after` in seconds."""
+
+    type: str = ""
+    message: str = ""
+    traceback: str | None = None
+    retryable: bool = False
+    retry_after: float | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A final reply without success. `id` None: the bridge could not read the frame it was sent."""
+
+    id: int | None
+    error: str
+    info: ErrorInfo | None = None
+    recycle: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a running request is; `data` is the bridge's own."""
+
+    id: int
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chunk:
+    """One piece of a streamed result; `seq` counts from 0."""
+
+    id: int
+    seq: int
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a bridge claims in `result.capabilities` of its handshake; a bridge that claims nothing has these.
+
+    `concurrency` is the number of requests it takes at once, `commands` their names where it lists them.
+    """
+
+    protocol: int = 0
+    concurrency: int = 1
+    cancel: bool = False
+    stream: bool = False
+    shutdown: bool = False
+    commands: tuple[str, ...] = ()
+
+
+def format_timestamp(seconds: float) -> str:
+    """`seconds` since 1970 as RFC 3339 text, to the millisecond, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def encode_request(request: Request) -> bytes:
+    """The payload of a request. Raises ValueError if its args cannot be encoded or its parts break the rules."""
+    if not HANDSHAKE_ID <= request.id <= MAX_ID:
+        raise ValueError(f"a request's id must be 1 … 2^53−1, not {request.id}")
+    if problem := command_problem(request.command):
+        raise ValueError(problem)
+    body: dict[str, Any] = {"id": request.id, "command": request.command, "args": request.args}
+    if request.timestamp:
+        body["timestamp"] = request.timestamp
+    if request.deadline is not None:
+        body["deadline"] = request.deadline
+    if request.traceparent is not None:
+        body["traceparent"] = request.traceparent
+    if request.attempt > 1:
+        body["attempt"] = request.attempt
+    return codec.encode(body)
+
+
+def with_attempt(payload: bytes, attempt: int) -> bytes:
+    """`payload`, the body of a request without an attempt, with `attempt` put into it; the rest byte for byte."""
+    return b'{"attempt":%d,%s' % (attempt, payload[1:])
+
+
+def decode_request(payload: bytes | bytearray) -> Request:
+    """The request in `payload`. Raises FrameError."""
+    body = codec.decode(payload)
+    args = body.get("args", {})
+    if args is None:
+        args = {}
+    if not isinstance(args, dict):
+        raise _wrong("args", "an object", args)
+    command = body.get("command")
+    if not isinstance(command, str):
+        raise _wrong("command", "text", command)
+    if problem := command_problem(command):
+        raise FrameError(FrameKind.BAD_ENVELOPE, problem)
+    deadline = body.get("deadline")
+    if deadline is not None and (not _is_integer(deadline) or deadline < 0):
+        raise _wrong("deadline", "Unix milliseconds", deadline)
+    attempt = body.get("attempt", 1)
+    if not _is_integer(attempt) or attempt < 1:
+        raise _wrong("attempt", "an integer from 1", attempt)
+    timestamp = body.get("timestamp")
+    traceparent = body.get("traceparent")
+    if traceparent is not None and not isinstance(traceparent, str):
+        raise _wrong("traceparent", "text", traceparent)
+    return Request(
+        id=_id(body),
+        command=command,
+        args=args,
+        timestamp=timestamp if isinstance(timestamp, str) else "",
+        deadline=deadline,
+        traceparent=traceparent,
+        attempt=attempt,
+    )
+
+
+def encode_result(id: int, result: Any, *, timestamp: str = "", recycle: bool = False) -> bytes:
+    """The payload of a final reply with success. Raises ValueError if `result` cannot be encoded."""
+    body: dict[str, Any] = {"id": id, "success": True, "result": result}
+    if recycle:
+        body["recycle"] = True
+    if timestamp:
+        body["timestamp"] = timestamp
+    return codec.encode(body)
+
+
+def encode_failure(
+    id: int | None, error: str, *, info: ErrorInfo | None = None, timestamp: str = "", recycle: bool = False
+) -> bytes:
+    """The payload of a final reply without success."""
+    body: dict[str, Any] = {"id": id, "success": False, "error": error}
+    if info is not None:
+        said: dict[str, Any] = {"type": info.type, "message": info.message or error}
+        if info.traceback is not None:
+            said["traceback"] = info.traceback
+        if info.retryable:
+            said["retryable"] = True
+        if info.retry_after is not None:
+            said["retry_after"] = info.retry_after
+        if info.details:
+            said["details"] = info.details
+        body["error_info"] = said
+    if recycle:
+        body["recycle"] = True
+    if timestamp:
+        body["timestamp"] = timestamp
+    return codec.encode(body)
+
+
+def encode_progress(id: int, data: Any) -> bytes:
+    """The payload of a progress event."""
+    return codec.encode({"id": id, "event": "progress", "data": data})
+
+
+def encode_chunk(id: int, seq: int, data: Any) -> bytes:
+    """The payload of a chunk event."""
+    return codec.encode({"id": id, "event": "chunk", "seq": seq, "data": data})
+
+
+def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | Chunk:
+    """What a bridge said in `payload`. Raises FrameError."""
+    body = codec.decode(payload)
+    success = body.get("success")
+    if success is True:
+        return Result(id=_id(body), result=body.get("result"), recycle=body.get("recycle") is True)
+    if success is False:
+        error = body.get("error")
+        if not isinstance(error, str):
+            raise _wrong("error", "text", error)
+        return Failure(
+            id=None if body.get("id", 0) is None else _id(body),
+            error=error,
+            info=_error_info(body.get("error_info")),
+            recycle=body.get("recycle") is True,
+        )
+    if success is not None:
+        raise _wrong("success", "true or false", success)
+    event = body.get("event")
+    if event == "progress":
+        return Progress(id=_id(body), data=body.get("data"))
+    if event == "chunk":
+        seq = body.get("seq")
+        if not _is_integer(seq) or seq < 0:
+            raise _wrong("seq", "an integer from 0", seq)
+        return Chunk(id=_id(body), seq=seq, data=body.get("data"))
+    raise FrameError(FrameKind.BAD_ENVELOPE, "a message needs 'success' or a known 'event'")
+
+
+def handshake(worker_id: str, timestamp: str = "") -> Request:
+    """The first request on every bridge; any success is READY. `worker_id` is `<node>-<slot>`."""
+    args = {"initialization": True, "worker_id": worker_id, "protocol": PROTOCOL_VERSION}
+    return Request(id=HANDSHAKE_ID, command=PING, args=args, timestamp=timestamp)
+
+
+def read_capabilities(result: Any) -> Capabilities:
+    """What a handshake's result claims. Raises FrameError if it claims nonsense.
+
+    Only `result.capabilities` is believed: older bridges echo the handshake's args elsewhere.
+    """
+    claimed = result.get("capabilities") if isinstance(result, dict) else None
+    if not isinstance(claimed, dict):
+        return Capabilities()
+    concurrency = claimed.get("concurrency", 1)
+    if not _is_integer(concurrency) or not 1 <= concurrency <= 1024:
+        raise _wrong("capabilities.concurrency", "1 … 1024", concurrency)
+    protocol = claimed.get("protocol")
+    commands = claimed.get("commands")
+    return Capabilities(
+        protocol=protocol if _is_integer(protocol) else 0,
+        concurrency=concurrency,
+        cancel=claimed.get("cancel") is True,
+        stream=claimed.get("stream") is True,
+        shutdown=claimed.get("shutdown") is True,
+        commands=tuple(c for c in commands if isinstance(c, str)) if isinstance(commands, list) else (),
+    )
+
+
+def command_problem(command: str) -> str | None:
+    """Why `command` cannot be a command's name, or None. It travels in a short string of at most 255 bytes."""
+    if not command:
+        return "a command cannot be empty"
+    if not command.isprintable():
+        return "a command cannot hold control characters"
+    if len(command.encode()) > MAX_COMMAND_BYTES:
+        return f"a command has at most {MAX_COMMAND_BYTES} bytes"
+    return None
+
+
+def _error_info(value: Any) -> ErrorInfo | None:
+    """What `error_info` says, as far as its fields have the right types."""
+    if not isinstance(value, dict):
+        return None
+
+    def text(key: str) -> str | None:
+        found = value.get(key)
+        return found if isinstance(found, str) else None
+
+    retry_after = value.get("retry_after")
+    details = value.get("details")
+    return ErrorInfo(
+        type=text("type") or "",
+        message=text("message") or "",
+        traceback=text("traceback"),
+        retryable=value.get("retryable") is True,
+        retry_after=float(retry_after) if _is_number(retry_after) and retry_after >= 0 else None,
+        details=details if isinstance(details, dict) else {},
+    )
+
+
+def _id(body: dict[str, Any]) -> int:
+    value = body.get("id")
+    if not _is_integer(value) or not HANDSHAKE_ID <= value <= MAX_ID:
+        raise _wrong("id", "an integer from 0 to 2^53−1", value)
+    return value
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _wrong(name: str, wanted: str, found: Any) -> FrameError:
+    # The value itself is quoted only where it is short by nature: a payload is never repeated in an error.
+    shown = f"{found!r:.40}" if isinstance(found, int | float | str | None) else type(found).__name__
+    return FrameError(FrameKind.BAD_ENVELOPE, f"{name} must be {wanted}, not {shown}")
