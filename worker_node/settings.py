@@ -70,7 +70,7 @@ class ServiceSettings(Settings):
     restart_delay: Seconds = Field(0.1, description="seconds before a failed bridge is started again; doubles")
     max_restart_delay: Seconds = Field(10.0, description="seconds the doubling stops at")
     frame_limit: int = Field(DEFAULT_LIMIT, ge=1024, le=LIMIT_CEILING, description="bytes of the largest frame")
-    retry: RetrySettings = Field(default_factory=RetrySettings)
+    retry: RetrySettings = RetrySettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )
