@@ -4,15 +4,18 @@ Peers read JSON with other parsers, and the parsers differ: on NaN, on integers 
 surrogates, on a byte order mark, on depth, on a key given twice. What they might read differently is refused
 here, so that a request means the same to producer, node and bridge, whatever they are written in.
 
-The check is cheap where it matters: a body that re-encodes to itself, byte for byte, holds no surprise. Only
-the others (other encoders, with their spaces and escapes) are read a second time, by the standard library.
+The check is cheap where it matters: a body that re-encodes to itself, byte for byte, holds no surprise. Of the
+others (other encoders, with their spaces and escapes) only those that may hold an integer past 64 bits, or a
+key given twice, are read a second time, by the standard library.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
+from array import array
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from itertools import accumulate
 from typing import Any
 
@@ -22,9 +25,10 @@ from bridge_protocol.errors import FrameError, FrameKind
 
 MAX_DEPTH = 128
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_DEPTH_CHANGE = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NOT_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
+_DEPTH_CHANGES = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # +1 and −1 as signed bytes
+_DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_LONG_INTEGER = b"0" * 19  # any shorter one fits 64 bits
 _INTEGERS = range(-(2**63), 2**64)
 
 
@@ -39,7 +43,7 @@ def encode(value: Any) -> bytes:
     except TypeError as error:  # orjson.JSONEncodeError is a TypeError
         raise ValueError(f"not JSON: {error}") from error
     # orjson writes NaN and infinities as null, silently.
-    if b"null" in payload and _holds_no_number(value):
+    if b"null" in payload and _holds_nan(value):
         raise ValueError("not JSON: NaN and infinity cannot be encoded")
     if _depth(payload) > MAX_DEPTH:
         raise ValueError(f"not JSON: nested deeper than {MAX_DEPTH}")
@@ -47,29 +51,41 @@ def encode(value: Any) -> bytes:
 
 
 def decode(payload: bytes | bytearray) -> dict[str, Any]:
-    """The object that `payload` encodes. Raises FrameError: bad_utf8, bad_json, too_deep or bad_start."""
+    """The object that `payload` encodes, whose first byte must be its `{`.
+
+    Raises FrameError: bad_start, bad_utf8, bad_json, too_deep, or bad_envelope for a key given twice in the
+    outermost object. (Further inside, the last one counts for every parser we know.)
+    """
+    if not payload.startswith(b"{"):
+        raise _refusal(FrameKind.BAD_START, "a payload must begin with '{'", payload)
     try:
-        value = orjson.loads(payload)
+        value: dict[str, Any] = orjson.loads(payload)
     except orjson.JSONDecodeError as error:
-        raise _refusal(payload, error) from None
-    if not isinstance(value, dict):
-        raise FrameError(FrameKind.BAD_START, "a message must be a JSON object", bytes(payload[:64]))
-    if _depth(payload) > MAX_DEPTH:
-        raise FrameError(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", bytes(payload[:64]))
-    if orjson.dumps(value) != payload:
-        _check_strictly(payload)
-    return value
+        problem = str(error)  # not the error itself: it holds the whole payload
+    else:
+        if _depth(payload) > MAX_DEPTH:
+            raise _refusal(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", payload)
+        canonical = orjson.dumps(value)
+        if canonical != payload and _may_be_misread(payload, canonical):
+            _check_strictly(payload)
+        return value
+    raise _explained(payload, problem)
 
 
-def _refusal(payload: bytes | bytearray, error: ValueError) -> FrameError:
-    preview = bytes(payload[:64])
+def _refusal(kind: FrameKind, detail: str, payload: bytes | bytearray) -> FrameError:
+    return FrameError(kind, detail, bytes(payload[:64]))
+
+
+def _explained(payload: bytes | bytearray, problem: str) -> FrameError:
+    """What is wrong with a `payload` that orjson refused with `problem`."""
     try:
         payload.decode("utf-8")
     except UnicodeDecodeError as wrong:
-        return FrameError(FrameKind.BAD_UTF8, f"byte {wrong.start} is not UTF-8", preview)
-    if "depth" in str(error):
-        return FrameError(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", preview)
-    return FrameError(FrameKind.BAD_JSON, str(error), preview)
+        position = wrong.start
+        return FrameError(FrameKind.BAD_UTF8, f"byte {position} is not UTF-8", bytes(payload[position : position + 64]))
+    if _depth(payload) > MAX_DEPTH:
+        return _refusal(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", payload)
+    return _refusal(FrameKind.BAD_JSON, problem, payload)
 
 
 def _depth(payload: bytes | bytearray) -> int:
@@ -77,8 +93,23 @@ def _depth(payload: bytes | bytearray) -> int:
     most = payload.count(b"[") + payload.count(b"{")
     if most <= MAX_DEPTH:
         return most
-    brackets = _STRING.sub(b"", payload).translate(None, _NOT_BRACKETS)
-    return max(accumulate(map(_DEPTH_CHANGE.__getitem__, brackets)), default=0)
+    marks = _unescaped(payload).translate(None, _NOT_MARKS).replace(b'""', b"")
+    brackets = b"".join(marks.split(b'"')[::2])
+    return max(accumulate(array("b", brackets.translate(_DEPTH_CHANGES))), default=0)
+
+
+def _may_be_misread(payload: bytes | bytearray, canonical: bytes) -> bool:
+    """Whether `payload` may hold an integer past 64 bits, or lost a key on the way to `canonical`."""
+    if _LONG_INTEGER in payload.translate(_DIGITS_AS_ZEROS):
+        return True
+    return _unescaped(payload).count(b'"') != _unescaped(canonical).count(b'"')
+
+
+def _unescaped(payload: bytes | bytearray) -> bytes | bytearray:
+    """`payload` without escaped backslashes and quotes: each quote left begins or ends a string."""
+    if b"\\" not in payload:
+        return payload
+    return payload.replace(rb"\\", b"").replace(rb"\"", b"")
 
 
 def _check_strictly(payload: bytes | bytearray) -> None:
@@ -88,25 +119,25 @@ def _check_strictly(payload: bytes | bytearray) -> None:
     def integer(text: str) -> int:
         # int() itself refuses 4,300 digits and more, with a plain ValueError.
         if len(text) > 20 or int(text) not in _INTEGERS:
-            raise FrameError(FrameKind.BAD_JSON, f"the integer {text[:24]} does not fit 64 bits")
+            raise _refusal(FrameKind.BAD_JSON, f"the integer {text[:24]} does not fit 64 bits", payload)
         return int(text)
 
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    def pairs(items: list[tuple[str, Any]]) -> None:
         nonlocal outermost
         outermost = items  # the outermost object is the last to be completed
-        return dict(items)
 
     try:
         json.loads(payload, parse_int=integer, object_pairs_hook=pairs)
     except ValueError as error:
-        raise FrameError(FrameKind.BAD_JSON, str(error), bytes(payload[:64])) from None
-    keys = [key for key, _ in outermost]
-    if len(set(keys)) != len(keys):
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise FrameError(FrameKind.BAD_ENVELOPE, f"the key {twice[:64]!r} is given twice")
+        raise _refusal(FrameKind.BAD_JSON, str(error), payload) from None
+    seen: set[str] = set()
+    for key, _ in outermost:
+        if key in seen:
+            raise _refusal(FrameKind.BAD_ENVELOPE, f"the key {key[:64]!r} is given twice", payload)
+        seen.add(key)
 
 
-def _holds_no_number(value: Any) -> bool:
+def _holds_nan(value: Any) -> bool:
     """Whether a float in `value` is NaN or infinite: looked for only where the encoding holds a null."""
     waiting = [value]
     while waiting:
@@ -118,6 +149,10 @@ def _holds_no_number(value: Any) -> bool:
             waiting.extend(item.values())
         elif isinstance(item, list | tuple):
             waiting.extend(item)
-        elif hasattr(item, "__dataclass_fields__"):
-            waiting.extend(getattr(item, name) for name in item.__dataclass_fields__)
+        elif isinstance(item, Enum):
+            waiting.append(item.value)
+        elif is_dataclass(item):
+            # orjson writes the fields, and what else was set on the instance.
+            names = {field.name for field in fields(item)} | getattr(item, "__dict__", {}).keys()
+            waiting.extend(getattr(item, name, None) for name in names if not name.startswith("_"))
     return False

@@ -55,14 +55,15 @@ class Properties:
 
 def request_properties(
     *,
-    message_id: str,
-    command: str,
+    message_id: str | None,
+    command: str | None,
+    correlation_id: str | None = None,
     reply_to: str | None = None,
     deadline: int | None = None,
     attempt: int = 1,
     traceparent: str | None = None,
 ) -> Properties:
-    """The envelope of a request. `deadline` in Unix milliseconds."""
+    """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default."""
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
     if deadline is not None:
         headers[DEADLINE] = deadline
@@ -71,7 +72,11 @@ def request_properties(
     if traceparent is not None:
         headers[TRACEPARENT] = traceparent
     return Properties(
-        message_id=message_id, correlation_id=message_id, reply_to=reply_to, type=command, headers=headers
+        message_id=message_id,
+        correlation_id=correlation_id or message_id,
+        reply_to=reply_to,
+        type=command,
+        headers=headers,
     )
 
 
@@ -102,3 +107,28 @@ def message_id_problem(message_id: str | None) -> str | None:
     if message_id is None or _MESSAGE_ID.fullmatch(message_id):
         return None
     return "message_id must be 1 … 128 printable ASCII characters without spaces"
+
+
+def dead_letter_properties(
+    request: Properties, *, code: Code, error: str, attempt: int, node: str, service: str, details: str, moment: str
+) -> Properties:
+    """The envelope of a dead letter: the request's own identity, and what became of it.
+
+    `details` is JSON text, `moment` RFC 3339. Nothing is copied from the request but what is named here.
+    """
+    headers: dict[str, Any] = {
+        PROTOCOL: PROTOCOL_VERSION,
+        ATTEMPT: attempt,
+        NODE: node,
+        "service": service,
+        "code": code.value,
+        "error": error,
+        "details": details,
+        "time": moment,
+    }
+    return Properties(
+        message_id=request.message_id,
+        correlation_id=request.correlation_id,
+        type=request.type,
+        headers=headers,
+    )

@@ -77,10 +77,11 @@ class FrameError(QuaybridgeError):
     """
 
     def __init__(self, kind: FrameKind, detail: str, preview: bytes = b"") -> None:
+        preview = preview[:64]
         super().__init__(kind, detail, preview)
         self.kind = kind
         self.detail = detail
-        self.preview = preview[:64]
+        self.preview = preview
 
     def __str__(self) -> str:
         quoted = f": {escape(self.preview)}" if self.preview else ""

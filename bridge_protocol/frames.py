@@ -26,6 +26,7 @@ DEFAULT_LIMIT = 16 * 1024 * 1024
 LIMIT_CEILING = 128 * 1024 * 1024
 
 _OPEN_BRACE = 0x7B
+_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
 
 def encode_frame(payload: bytes | bytearray, limit: int = DEFAULT_LIMIT) -> bytes:
@@ -71,19 +72,21 @@ class FrameDecoder:
 
     def receive(self, data: bytes) -> None:
         """Take what was read. Call `next` until it gives None before the next `receive`."""
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
+        start = 0
         if self._body is not None:
-            data = self._fill(self._body, data)
+            start = self._fill(self._body, data, 0)
+            if start == len(data):
+                return
         if self._position < len(self._chunk):
-            data = self._chunk[self._position :] + data
+            data = self._chunk[self._position :] + data[start:]
+            start = 0
         self._chunk = data
-        self._position = 0
+        self._position = start
 
     def next(self) -> bytes | bytearray | None:
         """The next whole payload, or None when more bytes are needed. Raises FrameError, once and for ever."""
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         body = self._body
         if body is not None:
             if self._filled < len(body):
@@ -96,9 +99,10 @@ class FrameDecoder:
             return None
         size = int.from_bytes(chunk[start : start + HEADER_SIZE], "big")
         if size > self.limit:
-            raise self._fail(
-                FrameKind.FRAME_TOO_LARGE, f"a length of {size:,} bytes, the limit is {self.limit:,}", start
-            )
+            detail = f"a length of {size:,} bytes, the limit is {self.limit:,}"
+            if _TEXT.issuperset(chunk[start : start + HEADER_SIZE]):
+                detail += "; text where a length belongs: does something print to stdout?"
+            raise self._fail(FrameKind.FRAME_TOO_LARGE, detail, start)
         if size == 0:
             raise self._fail(FrameKind.EMPTY_FRAME, "a length of 0", start)
         if available == HEADER_SIZE:
@@ -112,15 +116,14 @@ class FrameDecoder:
             return chunk[start:end]
         self._body = bytearray(size)
         self._filled = 0
-        self._fill(self._body, chunk[start:])
+        self._fill(self._body, chunk, start)
         self._chunk = b""
         self._position = 0
         return None
 
     def receive_eof(self) -> None:
         """Say that the stream has ended. Raises FrameError if it ended inside a frame."""
-        if self._error is not None:
-            raise self._error
+        self._raise_error()
         if self._body is not None:
             missing = len(self._body) - self._filled
             raise self._fail(FrameKind.TRUNCATED_BODY, f"the stream ended {missing:,} bytes short", 0)
@@ -138,13 +141,19 @@ class FrameDecoder:
         """What was received and not decoded: for quoting what a broken stream said next."""
         return self._chunk[self._position :]
 
-    def _fill(self, body: bytearray, data: bytes) -> bytes:
-        """Put what belongs to the partly received frame in its place; give back what follows it."""
-        wanted = len(body) - self._filled
-        part = data[:wanted]
-        body[self._filled : self._filled + len(part)] = part
-        self._filled += len(part)
-        return data[wanted:]
+    def _fill(self, body: bytearray, data: bytes, start: int) -> int:
+        """Put what belongs to the partly received frame in its place; give back where in `data` that ends."""
+        end = min(len(data), start + len(body) - self._filled)
+        filled = self._filled + end - start
+        # Through a memoryview: assigning to a slice of a bytearray copies what it is given first.
+        memoryview(body)[self._filled : filled] = memoryview(data)[start:end]
+        self._filled = filled
+        return end
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            # Without the old traceback, which would grow with each call and keep its frames' data alive.
+            raise self._error.with_traceback(None)
 
     def _fail(self, kind: FrameKind, detail: str, position: int) -> FrameError:
         if self._body is not None:

@@ -119,6 +119,10 @@ def encode_request(request: Request) -> bytes:
         raise ValueError(f"a request's id must be 1 … 2^53−1, not {request.id}")
     if problem := command_problem(request.command):
         raise ValueError(problem)
+    if request.deadline is not None and request.deadline < 0:
+        raise ValueError(f"a deadline is Unix milliseconds, not {request.deadline}")
+    if request.attempt < 1:
+        raise ValueError(f"attempts are counted from 1, not {request.attempt}")
     body: dict[str, Any] = {"id": request.id, "command": request.command, "args": request.args}
     if request.timestamp:
         body["timestamp"] = request.timestamp
@@ -138,7 +142,11 @@ def with_attempt(payload: bytes, attempt: int) -> bytes:
 
 def decode_request(payload: bytes | bytearray) -> Request:
     """The request in `payload`. Raises FrameError."""
-    body = codec.decode(payload)
+    return read_request(codec.decode(payload))
+
+
+def read_request(body: dict[str, Any]) -> Request:
+    """The request that a decoded `body` holds. Raises FrameError."""
     args = body.get("args", {})
     if args is None:
         args = {}

@@ -1,1 +1,1 @@
-
+"""How a request is carried out: node, dispatcher, pool and bridge processes."""

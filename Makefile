@@ -1,0 +1,67 @@
+# `make help` lists what there is. Everything runs in .venv, which is set up by the first target that needs it.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTEST := .venv/bin/python -m pytest
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/.ready ## the main job on real input; options: make demo ARGS="--chaos"
+	@.venv/bin/quaybridge demo $(ARGS)
+
+test: lint ## all checks and all tests; what needs RabbitMQ is skipped, loudly, where there is none
+	$(PYTEST) $(ARGS)
+
+test-fast: .venv/.ready ## the fast layer alone: seconds
+	$(PYTEST) tests/fast $(ARGS)
+
+lint: .venv/.ready ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+RABBITMQ_IMAGE ?= rabbitmq:4-management
+
+rabbitmq: ## get a RabbitMQ to test with, after asking: the image where Docker works, else the distribution's package
+	@if docker info >/dev/null 2>&1; then \
+	  get="docker pull $(RABBITMQ_IMAGE)"; \
+	elif command -v apt-get >/dev/null; then \
+	  get="$$([ "$$(id -u)" -eq 0 ] || echo sudo) apt-get install rabbitmq-server"; \
+	else \
+	  echo "make rabbitmq: neither Docker nor apt-get works here: install Docker, or put rabbitmq-server on PATH" >&2; \
+	  exit 1; \
+	fi; \
+	printf 'Run `%s`? [y/N] ' "$$get"; read -r answer; \
+	case "$$answer" in [yY]*) exec $$get ;; *) echo 'Nothing was done.' ;; esac
+
+clean: ## remove .venv, caches and build products
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian's python3 has venv but not ensurepip, which is in python3-venv: so a .venv counts only when its pip runs.
+.venv/.ready: pyproject.toml
+	@for candidate in python3.13 python3.12 python3.11 python3 none; do \
+	  python=$$($$candidate -c 'import sys; sys.version_info >= (3, 11) and print(sys.executable)' 2>/dev/null); \
+	  if [ -n "$$python" ]; then break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  found=$$(python3 --version 2>/dev/null || echo 'no python3'); \
+	  echo "make: Python 3.11 or later is needed, and here is $$found: try sudo apt-get install python3.11 python3.11-venv" >&2; \
+	  exit 1; \
+	fi; \
+	if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+	  if $$python -c 'import ensurepip, venv' 2>/dev/null; then $$python -m venv --clear .venv; \
+	  elif command -v virtualenv >/dev/null; then virtualenv --quiet --clear --python "$$python" .venv; \
+	  elif command -v uv >/dev/null; then rm -rf .venv && uv venv --quiet --seed --python "$$python" .venv; \
+	  else \
+	    package=$$($$python -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])'); \
+	    echo "make: $$python cannot make a virtual environment: sudo apt-get install $$package" >&2; \
+	    exit 1; \
+	  fi || exit 1; \
+	fi; \
+	echo "make: setting up .venv with $$(.venv/bin/python --version)" >&2; \
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+.PHONY: help demo test test-fast lint rabbitmq clean

@@ -1,0 +1,108 @@
+"""The bridge: what an author registers commands with, and then serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
+
+from bridge_sdk.command import Command, commands_of
+from bridge_sdk.parameters import SESSION_ID
+from bridge_sdk.server import RUNNING, Server
+from bridge_sdk.stdio import claim
+
+MAX_CONCURRENCY = 1024
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestContext:
+    """The request a command is running for. `deadline` in Unix milliseconds, `attempt` counts from 1."""
+
+    id: int
+    command: str
+    deadline: int | None
+    attempt: int
+    session_id: str | None
+    traceparent: str | None
+
+
+class Bridge:
+    """A set of commands, served over standard input and output.
+
+    `instance`: an object whose public methods are the commands; more can be registered beside them.
+
+    `concurrency`: how many requests may be in flight, 1 … 1024. Asynchronous commands run together, up to that
+    number. Synchronous commands run one at a time, in the main thread; further requests wait in the pipe, which
+    saves the way there and back between two of them. Beside asynchronous commands a synchronous one holds up
+    the others while it runs, like any blocking call on an event loop.
+    """
+
+    def __init__(self, instance: object | None = None, *, concurrency: int = 1) -> None:
+        if not 1 <= concurrency <= MAX_CONCURRENCY:
+            raise ValueError(f"concurrency must be 1 … {MAX_CONCURRENCY}, not {concurrency}")
+        self._concurrency = concurrency
+        self._commands: dict[str, Command] = {}
+        if instance is not None:
+            for command in commands_of(instance):
+                self._add(command)
+
+    def __repr__(self) -> str:
+        return f"<Bridge {', '.join(self._commands) or 'without commands'}>"
+
+    @overload
+    def command(self, function: Function, /) -> Function: ...
+
+    @overload
+    def command(self, name: str, /) -> Callable[[Function], Function]: ...
+
+    def command(self, function_or_name: Any, /) -> Any:
+        """Register a function as a command: `@bridge.command`, or `@bridge.command("name")`.
+
+        Its parameters are given by name and checked against their annotations (see bridge_sdk.parameters);
+        what it returns must be JSON. Raises ValueError for a name that is taken or cannot be one, TypeError
+        for a function that cannot be called by names alone.
+        """
+        if isinstance(function_or_name, str):
+
+            def register(function: Function) -> Function:
+                self._add(Command(function_or_name, function))
+                return function
+
+            return register
+        self._add(Command(function_or_name.__name__, function_or_name))
+        return function_or_name
+
+    @property
+    def request(self) -> RequestContext:
+        """The request that is being served. Raises LookupError outside of a command."""
+        request = RUNNING.get()
+        session_id = request.args.get(SESSION_ID)
+        return RequestContext(
+            id=request.id,
+            command=request.command,
+            deadline=request.deadline,
+            attempt=request.attempt,
+            session_id=session_id if isinstance(session_id, str) else None,
+            traceparent=request.traceparent,
+        )
+
+    def serve(self) -> None:
+        """Serve requests in the main thread. Returns when standard input ends, or after a `shutdown`.
+
+        If standard input ends while a command runs, the process ends at once, with exit code 0: whoever asked
+        is gone. Claims standard input and output, where that has not happened yet.
+        """
+        stdio = claim()
+        if any(command.asynchronous for command in self._commands.values()):
+            from bridge_sdk.async_server import AsyncServer  # asyncio costs 30 ms and 7 MB
+
+            AsyncServer(self._commands, stdio, self._concurrency).serve()
+        else:
+            Server(self._commands, stdio, self._concurrency).serve()
+
+    def _add(self, command: Command) -> None:
+        if command.name in self._commands:
+            raise ValueError(f"there is a command {command.name!r} already")
+        self._commands[command.name] = command

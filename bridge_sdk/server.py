@@ -1,0 +1,141 @@
+"""The server of synchronous commands: the main thread reads a request, runs it, writes its reply, reads on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from bridge_protocol.errors import FrameError
+from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING
+from bridge_protocol.messages import HANDSHAKE_ID, PING, PROTOCOL_VERSION, SHUTDOWN, Request
+from bridge_sdk.command import Command
+from bridge_sdk.errors import Cancelled
+from bridge_sdk.inbox import Inbox
+from bridge_sdk.reply import cancelled_frame, failure_frame, result_frame, unknown_command, unreadable_frame
+from bridge_sdk.stdio import Stdio
+from bridge_sdk.watcher import READ_SIZE, Watcher
+
+RUNNING: ContextVar[Request] = ContextVar("quaybridge_request")
+
+
+class Server:
+    """Serves `commands` on `stdio` until the other end hangs up or sends `shutdown`."""
+
+    def __init__(self, commands: Mapping[str, Command], stdio: Stdio, concurrency: int) -> None:
+        self._commands = commands
+        self._stdio = stdio
+        self._concurrency = concurrency
+        self._limit = DEFAULT_LIMIT
+        self._inbox = Inbox()
+        # A node keeps to the concurrency, so that at most this many requests wait beside the one that runs.
+        self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency)
+        self._ended = False
+
+    def serve(self) -> None:
+        """Serve until the end. SystemExit passes: a command that exits ends the bridge."""
+        self._watcher.start()
+        while not self._ended:
+            item = self._inbox.next()
+            if item is None:
+                self._read()
+            else:
+                self._settle(item)
+
+    def _read(self) -> None:
+        data = os.read(self._stdio.source, READ_SIZE)
+        if data:
+            self._receive(data)
+        else:
+            self._hang_up()
+
+    def _receive(self, data: bytes) -> None:
+        """Take what was read, and settle the cancels among it.
+
+        Called by the main thread, or by the watcher while the main thread is in a command: then it is the
+        watcher that answers, and only what was waiting.
+        """
+        for request_id in self._inbox.receive(data):
+            self._cancel(request_id)
+
+    def _cancel(self, request_id: int) -> None:
+        if not self._watcher.interrupt(request_id) and self._inbox.withdraw(request_id):
+            self._send(cancelled_frame(request_id))
+
+    def _settle(self, item: Request | FrameError) -> None:
+        """Answer a request, or what came in the place of one."""
+        if isinstance(item, FrameError):
+            self._send(unreadable_frame(item))
+            if item is self._inbox.broken:
+                raise SystemExit(f"standard input holds no frames: {item}")
+        elif self._inbox.was_cancelled(item.id):
+            self._send(cancelled_frame(item.id))
+        else:
+            command = self._commands.get(item.command)
+            if command is None:
+                self._send(self._answer_builtin(item))
+            else:
+                self._start(item, command)
+
+    def _start(self, request: Request, command: Command) -> None:
+        """Run a command, here and now."""
+        token = RUNNING.set(request)
+        if self._watcher.begin(request):
+            frame = self._run(request, command)
+            self._watcher.end()
+            self._send(frame)
+        else:
+            self._hang_up()
+        RUNNING.reset(token)
+
+    def _run(self, request: Request, command: Command) -> bytes:
+        try:
+            arguments = command.parameters.bind(request.args)
+            result = self._watcher.call(request, command.function, arguments)
+            return result_frame(request.id, result, self._limit)
+        except Cancelled:
+            return cancelled_frame(request.id)
+        except SystemExit:
+            raise
+        except BaseException as error:  # noqa: BLE001  (whatever a command raises is its answer)
+            return failure_frame(request.id, error, self._limit)
+
+    def _answer_builtin(self, request: Request) -> bytes:
+        if request.command == PING:
+            if request.id == HANDSHAKE_ID:
+                self._take_limit(request.args.get("frame_limit"))
+            return result_frame(request.id, {"status": "ok", "capabilities": self._capabilities()}, self._limit)
+        if request.command == SHUTDOWN:
+            self._ended = True
+            return result_frame(request.id, {"status": "ended"}, self._limit)
+        return failure_frame(request.id, unknown_command(request.command, self._commands), self._limit)
+
+    def _take_limit(self, limit: Any) -> None:
+        """A node whose limit is not the default says so; a larger reply would be answered with a kill."""
+        if type(limit) is int and 1 <= limit <= LIMIT_CEILING:
+            self._limit = limit
+
+    def _capabilities(self) -> dict[str, Any]:
+        return {
+            "protocol": PROTOCOL_VERSION,
+            "concurrency": self._concurrency,
+            "cancel": True,
+            "stream": False,
+            "shutdown": True,
+            "commands": sorted(self._commands),
+        }
+
+    def _send(self, frame: bytes) -> None:
+        try:
+            written = os.write(self._stdio.sink, frame)
+            if written < len(frame):
+                rest = memoryview(frame)[written:]
+                while rest:
+                    rest = rest[os.write(self._stdio.sink, rest) :]
+        except BrokenPipeError:  # nobody listens: the same as the end of standard input
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The other end is gone."""
+        self._ended = True

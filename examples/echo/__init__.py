@@ -1,0 +1,1 @@
+"""A minimal bridge, for tests and benchmarks: `python -m examples.echo [CONCURRENCY]`."""

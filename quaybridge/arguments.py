@@ -1,0 +1,49 @@
+"""The arguments of a request, as a command line gives them: `key=text`, `key:=json`, and `--args JSON`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+
+from bridge_protocol.codec import decode
+from bridge_protocol.errors import FrameError
+
+_PAIR = re.compile(r"(?P<key>[^=]+?)(?P<json>:)?=(?P<value>.*)", re.DOTALL)
+
+
+def read_arguments(pairs: Iterable[str], whole: str | None = None) -> dict[str, object]:
+    """One object made of `whole`, a JSON object, and `pairs`. Raises ValueError, naming what is wrong and the fix.
+
+    `key=value` gives a text, `key:=value` any JSON value. No key may be given twice.
+    """
+    arguments: dict[str, object] = {}
+    if whole is not None:
+        try:
+            arguments.update(decode(whole.encode()))
+        except (FrameError, UnicodeEncodeError) as error:
+            raise ValueError(f"--args should be a JSON object: {error}") from None
+    for pair in pairs:
+        found = _PAIR.fullmatch(pair)
+        if found is None:
+            raise ValueError(f"{pair[:80]!r} is no argument: write key=text or key:=json")
+        key = found["key"]
+        if key in arguments:
+            raise ValueError(f"the argument {key[:80]!r} is given twice")
+        arguments[key] = _value(key, found["value"]) if found["json"] else found["value"]
+    return arguments
+
+
+def _value(key: str, text: str) -> object:
+    try:
+        value: object = json.loads(text, parse_constant=_refuse)
+    except RecursionError:
+        raise ValueError(f"{key[:80]}:= is nested too deep") from None
+    except ValueError as error:
+        quoted = json.dumps(text[:80], ensure_ascii=False)
+        raise ValueError(f"{key[:80]}:={text[:80]} is not JSON ({error}): a text is {key[:80]}:={quoted}") from None
+    return value
+
+
+def _refuse(name: str) -> object:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,106 @@
+"""`quaybridge worker`: serve requests until a signal ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quaybridge.exit_status import ExitStatus, explained
+from quaybridge.logs import LogLevel, log_to_stderr
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from broker.address import Address
+    from quaybridge.settings import Key
+    from worker_node.settings import NodeSettings
+
+
+def worker(
+    service: Annotated[str | None, typer.Option(help="Serve this service, and no other that is configured.")] = None,
+    bridge: Annotated[
+        str | None, typer.Option(metavar="COMMAND", help="Its bridge: a program and its arguments; no shell is run.")
+    ] = None,
+    bridges: Annotated[int | None, typer.Option(help="Bridge subprocesses. Default: one for each CPU.")] = None,
+    start: Annotated[
+        str | None, typer.Option(metavar="eager|lazy", help="Start bridges with the node, or when work waits for one.")
+    ] = None,
+    run_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How long one request may run. Default: 300.")
+    ] = None,
+    broker: Annotated[
+        str | None, typer.Option(metavar="URL", help="Where RabbitMQ is; several, separated by commas, in turn.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TOML. Default: QUAYBRIDGE_CONFIG, else ./quaybridge.toml.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The node's name, unique among nodes. Default: host name and process id.")
+    ] = None,
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged on stderr.")] = LogLevel.INFO,
+) -> None:
+    """Serve requests: consume them from RabbitMQ and have bridge subprocesses do the work.
+
+    SIGTERM or SIGINT finishes what runs and ends it; a second signal ends it at once. Several services are
+    configured by a file.
+    """
+    # Until the event loop handles signals. As PID 1 of a container a process is deaf to those it has no handler for.
+    signal.signal(signal.SIGTERM, _end_at_once)
+    with explained():
+        from quaybridge.settings import BROKER, NODE_NAME, SettingsError, given, read_configuration
+
+        options: dict[Key, tuple[str, object]] = {BROKER: ("--broker", broker), NODE_NAME: ("--name", name)}
+        of_service: dict[str, tuple[str, object]] = {
+            "command": ("--bridge", bridge),
+            "bridges": ("--bridges", bridges),
+            "start": ("--start", start),
+            "run_timeout": ("--run-timeout", run_timeout),
+        }
+        if service is not None:
+            options[("services", service, "name")] = ("--service", service)
+            options |= {("services", service, key): option for key, option in of_service.items()}
+        elif without := [option for option, value in of_service.values() if value is not None]:
+            raise SettingsError(f"{without[0]} needs --service, to say whose it is")
+        configuration = read_configuration(config, environ=os.environ, flags=given(options))
+        settings, addresses = configuration.node(service), configuration.broker()
+        _check_programs(settings)
+        log_to_stderr(log_level)
+        asyncio.run(_serve(settings, addresses, configuration.health_file()))
+
+
+def _end_at_once(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(ExitStatus.DONE)
+
+
+def _check_programs(settings: NodeSettings) -> None:
+    """Before anything is started or connected, so that a lazy service's mistake shows at once too."""
+    from quaybridge.program import program_problem
+    from worker_node.node import BridgeStartError
+
+    for service in settings.services:
+        if problem := program_problem(service, os.environ):
+            raise BridgeStartError(f"service {service.name}: {problem}")
+
+
+async def _serve(settings: NodeSettings, addresses: tuple[Address, ...], health_file: Path | None) -> None:
+    from broker.amqp import AmqpBroker
+    from quaybridge.heartbeat import Heartbeat
+    from worker_node.node import Node
+
+    node = Node(settings, AmqpBroker(addresses))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.request_stop)
+    heartbeat = Heartbeat(health_file, lambda: node.serving) if health_file is not None else None
+    if heartbeat is not None:
+        heartbeat.start()
+    try:
+        await node.run()
+    finally:
+        if heartbeat is not None:
+            heartbeat.stop()

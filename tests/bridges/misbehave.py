@@ -1,0 +1,153 @@
+"""A bridge that goes wrong in one way: `python misbehave.py MODE [ARGUMENT]`. Standard library only.
+
+The modes at the top of `at_start` go wrong before the handshake; the others serve `ping`, `echo` and `pid` properly
+until a request's command is `misbehave`.
+"""
+
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+mode = sys.argv[1]
+argument = sys.argv[2] if len(sys.argv) > 2 else ""
+hoard = []
+
+
+def receive():
+    header = read(4)
+    return json.loads(read(struct.unpack(">I", header)[0]))
+
+
+def read(size):
+    data = b""
+    while len(data) < size:
+        piece = os.read(0, size - len(data))
+        if not piece:
+            sys.exit(0)
+        data += piece
+    return data
+
+
+def frame(payload):
+    return struct.pack(">I", len(payload)) + payload
+
+
+def reply(request_id, result):
+    return frame(json.dumps({"id": request_id, "success": True, "result": result}).encode())
+
+
+def write(data):
+    while data:
+        data = data[os.write(1, data) :]
+
+
+def stall():
+    while True:
+        signal.pause()
+
+
+def at_start():
+    if mode == "exit_at_start":
+        sys.exit("cannot find the model file")  # on stderr; exit code 1
+    elif mode == "exit_zero_at_start":
+        sys.exit(0)
+    elif mode == "text_before_handshake":
+        write(b"Loading model weights...\n")
+    elif mode == "never_ready":
+        stall()
+    elif mode == "slow_start":
+        time.sleep(float(argument or "1"))
+
+
+def misbehave(request_id):
+    good = reply(request_id, "as if nothing happened")
+    match mode:
+        case "hang":
+            stall()
+        case "hang_ignoring_sigterm":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            stall()
+        case "segfault":
+            import ctypes
+
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            ctypes.string_at(0)
+        case "exit0_mid_request":
+            os._exit(0)
+        case "exit1_mid_request":
+            os.write(2, b"last words\n")
+            os._exit(1)
+        case "kill_self":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "garbage_on_stdout":
+            write(b"\xde\xad\xbe\xef" * 16)
+            stall()
+        case "print_then_reply":
+            write(b"Traceback (most recent call last): not really\n" + good)
+        case "stderr_merged":
+            os.dup2(1, 2)
+            raise RuntimeError("this traceback lands on stdout")
+        case "frame_too_large":
+            write(b"\xff\xff\xff\xff")
+            stall()
+        case "half_frame_then_stall":
+            write(good[: len(good) // 2])
+            stall()
+        case "truncated_then_exit":
+            write(good[:-1])
+            os._exit(0)
+        case "wrong_id":
+            write(reply(request_id + 1, "for somebody else"))
+        case "two_replies":
+            write(good + good)
+        case "empty_frame":
+            write(frame(b""))
+        case "not_json":
+            write(frame(b"{this is not JSON}"))
+        case "invalid_utf8_reply":
+            write(frame(b'{"id": %d, "success": true, "result": "\xff\xfe"}' % request_id))
+        case "closes_stdout":
+            os.close(1)
+            stall()
+        case "closes_stdin":
+            os.close(0)
+            write(good)
+            stall()
+        case "does_not_read":
+            write(good)
+            stall()
+        case "stderr_flood":
+            left = int(argument or str(64 * 1024 * 1024))
+            while left > 0:
+                left -= os.write(2, b"x" * min(left, 65536))
+            write(good)
+        case "stderr_binary":
+            os.write(2, bytes(range(256)) + b"\x1b[31mred\x1b[0m\r\nforged log line\n")
+            write(good)
+        case "forks_sleep":  # it inherits stdout, and keeps it open when the bridge is gone
+            write(reply(request_id, subprocess.Popen(["sleep", "1000"]).pid))
+        case "forks_setsid_sleep":
+            write(reply(request_id, subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
+        case "leak":
+            hoard.append(b"x" * (int(argument or "10") * 1024 * 1024))
+            write(reply(request_id, len(hoard)))
+        case _:
+            sys.exit(f"no such mode: {mode}")
+
+
+at_start()
+while True:
+    request = receive()
+    if request["command"] == "ping":
+        write(reply(request["id"], {"status": "ok"}))
+    elif request["command"] == "echo":
+        write(reply(request["id"], request["args"]))
+    elif request["command"] == "pid":
+        write(reply(request["id"], os.getpid()))
+    elif request["command"] == "misbehave":
+        misbehave(request["id"])

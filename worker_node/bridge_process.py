@@ -1,0 +1,255 @@
+"""One bridge subprocess: its pipes, its life and its death. It decides nothing; it reports.
+
+stdin and stdout carry frames; stderr is never merged into stdout, and always drained. All three are raw
+non-blocking descriptors on the event loop: one read and one write a frame, and no task.
+
+Death is the end of the process (a pidfd), never the end of a pipe: a grandchild can hold a pipe open. What the
+process wrote before it died still counts, so its last frames are reported before its exit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bridge_protocol.errors import FrameError, escape
+from bridge_protocol.frames import HEADER_SIZE, LIMIT_CEILING, FrameDecoder
+from worker_node.stderr import StderrLines
+
+READ_SIZE = 256 * 1024
+# After bytes that are no frame: read on for so long, and quote so much.
+QUOTE_SECONDS = 0.2
+QUOTE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeExit:
+    """How a bridge ended. `code` the exit code, or `signal` the signal that killed it; never both."""
+
+    code: int | None
+    signal: int | None
+    memory_peak: int  # bytes: the largest resident size of the process itself
+    uptime: float  # seconds
+    stderr: tuple[str, ...]  # its last lines
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit code {self.code}"
+        try:
+            return f"signal {signal.Signals(self.signal).name}"
+        except ValueError:
+            return f"signal {self.signal}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Garbage:
+    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped."""
+
+    error: FrameError
+    quoted: str
+
+    def __str__(self) -> str:
+        return f"{self.error.kind}: {self.error.detail}; stdout said {self.quoted}{self._guess()}"
+
+    def _guess(self) -> str:
+        first = self.error.preview[:HEADER_SIZE]
+        if len(first) == HEADER_SIZE and int.from_bytes(first, "big") > LIMIT_CEILING:
+            return " (looks like text: did the program print to stdout, or is its stderr merged into it?)"
+        return ""
+
+
+class BridgeProcess:
+    """A running bridge. Reports through its callbacks, each called on the event loop:
+
+    `on_payload(payload)` for each whole frame; `on_garbage(Garbage)` once, after which nothing more is read as
+    frames; `on_exit(BridgeExit)` once, last, when the process is dead and its descriptors are closed.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        directory: str | None,
+        frame_limit: int,
+        on_payload: Callable[[bytes | bytearray], None],
+        on_garbage: Callable[[Garbage], None],
+        on_exit: Callable[[BridgeExit], None],
+        on_stderr: Callable[[str], None],
+    ) -> None:
+        """Start it. Raises OSError if the program cannot be started."""
+        self._loop = asyncio.get_running_loop()
+        self._on_payload = on_payload
+        self._on_garbage = on_garbage
+        self._on_exit = on_exit
+        self._decoder = FrameDecoder(frame_limit)
+        self._stderr = StderrLines(on_stderr)
+        self._unwritten: deque[memoryview] = deque()
+        self._broken: FrameError | None = None
+        self._quote = bytearray()
+        self._quote_timer: asyncio.TimerHandle | None = None
+        self._started = self._loop.time()
+        pipes = (os.pipe(), os.pipe(), os.pipe())
+        (their_stdin, self._stdin), (self._stdout, their_stdout), (self._errors, their_errors) = pipes
+        try:
+            # A session, and so a process group, of its own: a signal to the group reaches its children, and a
+            # Ctrl-C at the node's terminal does not reach it.
+            self._process = subprocess.Popen(
+                command,
+                stdin=their_stdin,
+                stdout=their_stdout,
+                stderr=their_errors,
+                env=environment,
+                cwd=directory,
+                start_new_session=True,
+            )
+        except BaseException:
+            for descriptor in (self._stdin, self._stdout, self._errors):
+                os.close(descriptor)
+            raise
+        finally:
+            for descriptor in (their_stdin, their_stdout, their_errors):
+                os.close(descriptor)
+        self.pid = self._process.pid
+        self._exit = os.pidfd_open(self.pid)
+        for descriptor in (self._stdin, self._stdout, self._errors):
+            os.set_blocking(descriptor, False)
+        self._reading = {self._stdout: self._read_stdout, self._errors: self._read_stderr}
+        for descriptor, reader in self._reading.items():
+            self._loop.add_reader(descriptor, reader)
+        self._loop.add_reader(self._exit, self._exited)
+
+    def __repr__(self) -> str:
+        return f"<BridgeProcess {self.pid} up {self._loop.time() - self._started:.0f} s>"
+
+    def send(self, payload: bytes | bytearray) -> None:
+        """Write `payload` as a frame, now as far as the pipe takes it, the rest as soon as it does."""
+        header = len(payload).to_bytes(HEADER_SIZE, "big")
+        if self._unwritten:
+            self._unwritten += (memoryview(header), memoryview(payload))
+            return
+        if self._stdin < 0:
+            return
+        try:
+            written = os.writev(self._stdin, (header, payload))
+        except BlockingIOError:
+            written = 0
+        except BrokenPipeError:
+            self.end_input()  # its exit, or its silence, will tell
+            return
+        if written < HEADER_SIZE + len(payload):
+            rest = [memoryview(header)[written:]] if written < HEADER_SIZE else []
+            self._unwritten += (*rest, memoryview(payload)[max(0, written - HEADER_SIZE) :])
+            self._loop.add_writer(self._stdin, self._write_on)
+
+    def end_input(self) -> None:
+        """Close its stdin: by the protocol it must exit now."""
+        if self._stdin >= 0:
+            self._loop.remove_writer(self._stdin)
+            os.close(self._stdin)
+            self._stdin = -1
+            self._unwritten.clear()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to its whole process group."""
+        # Not reaped before _exited has run, so its process id, and its group's, cannot be another's yet.
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _write_on(self) -> None:
+        try:
+            written = os.writev(self._stdin, list(self._unwritten)[:64])
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            self.end_input()
+            return
+        while written:
+            first = self._unwritten[0]
+            if written < len(first):
+                self._unwritten[0] = first[written:]
+                break
+            written -= len(first)
+            self._unwritten.popleft()
+        if not self._unwritten:
+            self._loop.remove_writer(self._stdin)
+
+    def _read_stdout(self) -> None:
+        data = self._read(self._stdout)
+        if data is None:
+            return
+        if self._broken is not None:
+            self._quote += data[: QUOTE_BYTES - len(self._quote)]
+            return
+        try:
+            if data:
+                self._decoder.receive(data)
+                while (payload := self._decoder.next()) is not None:
+                    self._on_payload(payload)
+            else:
+                self._decoder.receive_eof()
+        except FrameError as error:
+            self._broken = error
+            self._quote += error.preview if not data else self._decoder.rest()[:QUOTE_BYTES]
+            self._quote_timer = self._loop.call_later(QUOTE_SECONDS, self._report_garbage)
+
+    def _read_stderr(self) -> None:
+        data = self._read(self._errors)
+        if data:
+            self._stderr.receive(data)
+
+    def _read(self, descriptor: int) -> bytes | None:
+        """What there is to read; empty at the end of the stream, which is read no more; None: nothing now."""
+        try:
+            data = os.read(descriptor, READ_SIZE)
+        except BlockingIOError:
+            return None
+        if not data:
+            self._stop_reading(descriptor)
+        return data
+
+    def _stop_reading(self, descriptor: int) -> None:
+        if self._reading.pop(descriptor, None) is not None:
+            self._loop.remove_reader(descriptor)
+            os.close(descriptor)
+
+    def _report_garbage(self) -> None:
+        if self._quote_timer is not None and self._broken is not None:
+            self._quote_timer.cancel()
+            self._quote_timer = None
+            self._on_garbage(Garbage(error=self._broken, quoted=escape(bytes(self._quote), QUOTE_BYTES)))
+
+    def _exited(self) -> None:
+        # The process is dead but not reaped: its group's id is still its own, so this reaches only what is left.
+        self.send_signal(signal.SIGKILL)
+        _, status, usage = os.wait4(self.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._loop.remove_reader(self._exit)
+        os.close(self._exit)
+        self.end_input()
+        for descriptor, read_on in tuple(self._reading.items()):
+            # What is in the pipe by now is all that counts; whoever else holds its other end may keep writing.
+            for _ in range(64):
+                if descriptor not in self._reading:
+                    break
+                read_on()
+            self._stop_reading(descriptor)
+        self._stderr.receive_eof()
+        self._report_garbage()
+        code = self._process.returncode
+        self._on_exit(
+            BridgeExit(
+                code=code if code >= 0 else None,
+                signal=-code if code < 0 else None,
+                memory_peak=usage.ru_maxrss * 1024,
+                uptime=self._loop.time() - self._started,
+                stderr=tuple(self._stderr.tail()),
+            )
+        )

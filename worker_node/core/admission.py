@@ -1,0 +1,123 @@
+"""Who may come in: whether a message from the request queue is a request a bridge should see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_protocol import codec, messages
+from bridge_protocol.envelope import (
+    ATTEMPT,
+    CONTENT_TYPE,
+    DEADLINE,
+    PROTOCOL,
+    SESSION,
+    Properties,
+    message_id_problem,
+    reply_to_problem,
+)
+from bridge_protocol.errors import Code, FrameError
+from worker_node.core.fate import Fault
+
+# A deadline before 1973 in milliseconds is one that was given in seconds.
+_LEAST_DEADLINE = 10**11
+_MOST_DEADLINE = 10**14
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be."""
+
+    request_id: int
+    command: str
+    deadline: int | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """A message that never runs. `request_id` where it could be read: the failure is addressed by it."""
+
+    fault: Fault
+    request_id: int | None = None
+
+
+def reply_address(properties: Properties) -> str | None:
+    """Where replies to this message go; None: nowhere, or nowhere they may go."""
+    if properties.reply_to is None or reply_to_problem(properties.reply_to):
+        return None
+    return properties.reply_to
+
+
+def admit(body: bytes, properties: Properties, *, limit: int, max_attempts: int) -> Admitted | Refused:
+    """Judge one message by its body and its envelope; `limit` is the largest body in bytes."""
+    if len(body) > limit:
+        return Refused(
+            fault=Fault(code=Code.TOO_LARGE, message=f"a request of {len(body):,} bytes, the limit is {limit:,}")
+        )
+    try:
+        decoded = codec.decode(body)
+        request = messages.read_request(decoded)
+    except FrameError as error:
+        return _refused(str(error))
+    problem = _body_problem(decoded, request) or _envelope_problem(request, properties)
+    if problem is not None:
+        return _refused(problem, request.id)
+    deadline = properties.headers.get(DEADLINE, request.deadline)
+    return Admitted(
+        request_id=request.id,
+        command=request.command,
+        deadline=deadline,
+        attempt=_attempt(properties.headers, max_attempts),
+    )
+
+
+def _refused(problem: str, request_id: int | None = None) -> Refused:
+    return Refused(fault=Fault(code=Code.BAD_REQUEST, message=problem), request_id=request_id)
+
+
+def _body_problem(decoded: Mapping[str, Any], request: messages.Request) -> str | None:
+    if request.id == messages.HANDSHAKE_ID:
+        return "id 0 is the handshake's: a request's id is 1 … 2^53−1"
+    if request.command in messages.RESERVED_COMMANDS:
+        return f"the command {request.command!r} is the node's own: only it may send that to a bridge"
+    if "attempt" in decoded:
+        return "'attempt' in the body is written by the node alone"
+    return None
+
+
+def _envelope_problem(request: messages.Request, properties: Properties) -> str | None:
+    headers = properties.headers
+    if properties.content_type not in (None, CONTENT_TYPE):
+        return f"content_type must be {CONTENT_TYPE}, not {properties.content_type!r:.80}"
+    if properties.content_encoding not in (None, "", "utf-8", "identity"):
+        return f"content_encoding {properties.content_encoding!r:.80} is not understood: send plain JSON"
+    if properties.type is not None and properties.type != request.command:
+        return f"the type property says {properties.type!r:.80}, the command is {request.command!r:.80}"
+    if properties.reply_to is not None and (problem := reply_to_problem(properties.reply_to)):
+        return problem
+    if problem := message_id_problem(properties.message_id) or message_id_problem(properties.correlation_id):
+        return problem
+    version = headers.get(PROTOCOL, messages.PROTOCOL_VERSION)
+    if version != messages.PROTOCOL_VERSION:
+        return f"protocol {version!r:.40} is not spoken here: this node speaks {messages.PROTOCOL_VERSION}"
+    deadline = headers.get(DEADLINE, request.deadline)
+    if deadline is not None:
+        if not isinstance(deadline, int) or isinstance(deadline, bool):
+            return f"the deadline must be Unix milliseconds, not {deadline!r:.40}"
+        if not _LEAST_DEADLINE <= deadline <= _MOST_DEADLINE:
+            return f"the deadline must be Unix milliseconds, and {deadline} is not a time of this age: seconds?"
+    session = headers.get(SESSION)
+    named = request.args.get("session_id")
+    if session is not None and named is not None and session != named:
+        return "the session header and args.session_id disagree"
+    return None
+
+
+def _attempt(headers: Mapping[str, Any], most: int) -> int:
+    """Which try this is. The header is written by nodes, but anyone can: nonsense counts as the last try."""
+    attempt = headers.get(ATTEMPT, 1)
+    if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:
+        return most
+    return min(attempt, most)

@@ -1,0 +1,39 @@
+"""How many requests a node may hold beyond those that run.
+
+The broker needs a moment to send the next request after an ack. When requests are short that moment counts, so
+a few are kept waiting in the node; when they are long none is, so that no request waits behind a busy slot
+while another node idles.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+BUDGET = 0.05  # seconds a request may expect to wait in the node
+MOST_PER_SLOT = 32
+SAMPLES = 64
+ENOUGH = 16
+
+
+class Lookahead:
+    """Watches how long requests run; `wanted` says how many more to take than can run at once."""
+
+    def __init__(self) -> None:
+        self._durations: deque[float] = deque(maxlen=SAMPLES)
+
+    def __repr__(self) -> str:
+        return f"<Lookahead {len(self._durations)} runs seen>"
+
+    def ran(self, seconds: float) -> None:
+        """A request ran for so long."""
+        self._durations.append(seconds)
+
+    def wanted(self, capacity: int) -> int:
+        """How many requests to hold in waiting for `capacity` places: a power of two for each, or none."""
+        if len(self._durations) < ENOUGH:
+            return 0
+        usual = median(self._durations)
+        fitting = min(MOST_PER_SLOT, int(BUDGET / usual) if usual > 0 else MOST_PER_SLOT)
+        per_slot = 1 << (fitting.bit_length() - 1) if fitting else 0
+        return capacity * per_slot

@@ -1,0 +1,431 @@
+"""The dispatcher of one service: brings its deliveries, its pool and its bridges together.
+
+    Delivery ─▶ admit ─▶ Pool ─▶ actions ─▶ BridgeProcess ─▶ payload ─▶ Settlement ─▶ reply, then ack
+
+The pool decides, this performs. It runs on the node's event loop, in callbacks; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridge_protocol import messages
+from bridge_protocol.errors import Code, FrameError, FrameKind
+from bridge_protocol.frames import LIMIT_CEILING
+from broker.contract import Delivery
+from broker.link import Link
+from worker_node.bridge_process import BridgeExit, BridgeProcess, Garbage
+from worker_node.core.admission import Refused, admit
+from worker_node.core.fate import Fault, RetryPolicy
+from worker_node.core.lookahead import Lookahead
+from worker_node.core.pool import Action, Cancel, End, Phase, Pool, PoolLimits, Reason, Send, Start, Step, Stop, Ticket
+from worker_node.environment import bridge_environment
+from worker_node.settings import ServiceSettings
+from worker_node.settlement import Case, Settlement
+
+logger = logging.getLogger("quaybridge.node")
+bridge_logger = logging.getLogger("quaybridge.bridge")
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Work(Ticket):
+    """A delivery on its way through the node."""
+
+    delivery: Delivery
+    command: str
+    attempt: int
+
+
+@dataclass(slots=True, eq=False)
+class Bridge:
+    """A slot's process, and what is known of it beyond the pool's own facts."""
+
+    slot: int
+    process: BridgeProcess
+    capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
+    trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
+
+
+class Dispatcher:
+    """One service on one node.
+
+    `on_change` is called whenever `ready`, `startable` or what the intake should hold may have changed.
+    """
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        node: str,
+        link: Link,
+        publish_timeout: float,
+        on_change: Callable[[], None],
+        wall: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.lookahead = Lookahead()
+        self._node = node
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+        self._on_change = on_change
+        limits = PoolLimits(
+            bridges=settings.bridges,
+            eager=settings.start == "eager",
+            start_timeout=settings.start_timeout,
+            run_timeout=settings.run_timeout,
+            cancel_timeout=settings.stop_timeout,
+            stop_timeout=settings.stop_timeout,
+            restart_delay=settings.restart_delay,
+            max_restart_delay=settings.max_restart_delay,
+        )
+        policy = RetryPolicy(
+            max_attempts=settings.retry.max_attempts,
+            first_delay=settings.retry.first_delay,
+            factor=settings.retry.factor,
+            max_delay=settings.retry.max_delay,
+            on_timeout=settings.retry.on_timeout,
+        )
+        self.pool: Pool[Work] = Pool(limits, jitter)
+        self.settlement = Settlement(
+            link,
+            node=node,
+            service=settings.name,
+            policy=policy,
+            publish_timeout=publish_timeout,
+            wall=wall,
+            jitter=jitter,
+        )
+        self._bridges: dict[int, Bridge] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = math.inf
+        self.start_trouble: str | None = None  # why the latest bridge could not start
+        self.start_failures = 0  # in a row
+
+    def __repr__(self) -> str:
+        return f"<Dispatcher {self.name}: {self.pool!r}>"
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can run: a bridge passed its handshake, or one is started when work comes."""
+        return self.pool.ready > 0 or not self.pool.limits.eager
+
+    # The life of the service.
+
+    def open(self) -> None:
+        """Start the bridges that start with the node."""
+        self._perform(self.pool.open(self._loop.time()))
+
+    def drain(self) -> None:
+        """Take no more requests; finish those that run, hand back those that wait."""
+        self._perform(self.pool.drain(self._loop.time()))
+
+    def abort(self) -> None:
+        """Kill every bridge, and hand back what ran on it."""
+        self._perform(self.pool.abort(self._loop.time()))
+
+    def forget(self) -> None:
+        """The channel is gone: what waits came by it, and will come again."""
+        self.pool.withdraw(lambda work: work.delivery.stale)
+
+    def bridges(self) -> Iterable[Bridge]:
+        """The processes of this service, for whoever wants to look."""
+        return self._bridges.values()
+
+    # What comes in.
+
+    def on_delivery(self, delivery: Delivery) -> None:
+        """A message came from the request queue."""
+        verdict = admit(
+            delivery.body,
+            delivery.properties,
+            limit=self.settings.frame_limit,
+            max_attempts=self.settings.retry.max_attempts,
+        )
+        if isinstance(verdict, Refused):
+            case = Case(delivery=delivery, attempt=1, request_id=verdict.request_id, command="", remaining=math.inf)
+            self.settlement.fail(case, verdict.fault)
+            return
+        now = self._loop.time()
+        work = Work(
+            request_id=verdict.request_id,
+            deadline=math.inf if verdict.deadline is None else now + verdict.deadline / 1000 - self._wall(),
+            alone=verdict.attempt > 1,
+            delivery=delivery,
+            command=verdict.command,
+            attempt=verdict.attempt,
+        )
+        self._perform(self.pool.submit(work, now))
+
+    def _on_payload(self, bridge: Bridge, payload: bytes | bytearray) -> None:
+        slot = bridge.slot
+        phase = self.pool.slots[slot].phase
+        if bridge.trouble is not None:
+            return
+        try:
+            message = messages.decode_message(payload)
+            if phase is Phase.STARTING:
+                self._greeted(bridge, message)
+                return
+        except FrameError as error:
+            self._violation(bridge, str(error))
+            return
+        if message.id is None:
+            self._violation(bridge, f"it could not read the frame it was sent: {message.error}")
+            return
+        run = self.pool.run(slot, message.id)
+        if run is None:
+            if phase is Phase.STOPPING:
+                return  # it was asked to go, and says so in its own way
+            self._violation(bridge, f"it answered id {message.id}, which it was not asked")
+            return
+        if isinstance(message, messages.Progress | messages.Chunk):
+            return
+        now = self._loop.time()
+        actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)
+        # The next request goes to the bridge before the reply to this one goes out: it works meanwhile.
+        self._perform(actions)
+        self.lookahead.ran(now - run.started)
+        if run.reason is not None:
+            self._fail(run.ticket, run.reason, bridge)
+        elif isinstance(message, messages.Result):
+            self.settlement.succeed(self._case(run.ticket), payload)
+        else:
+            self.settlement.fail(self._case(run.ticket), _application_error(message), payload)
+
+    def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
+        if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
+            said = message.error if isinstance(message, messages.Failure) else repr(message)[:200]
+            self._start_failed(bridge, f"it answered its handshake with {said!r}")
+            return
+        bridge.capabilities = messages.read_capabilities(message.result)
+        self.start_failures = 0
+        self._perform(
+            self.pool.greeted(
+                bridge.slot,
+                concurrency=bridge.capabilities.concurrency,
+                cancels=bridge.capabilities.cancel,
+                now=self._loop.time(),
+            )
+        )
+        logger.info("%s[%d]: bridge %d is ready", self.name, bridge.slot, bridge.process.pid)
+        self._on_change()
+
+    def _on_garbage(self, bridge: Bridge, garbage: Garbage) -> None:
+        length = int.from_bytes(garbage.error.preview[:4], "big")
+        if self.pool.slots[bridge.slot].phase is Phase.STARTING:
+            self._start_failed(bridge, f"it wrote what is no frame: {garbage}")
+        elif garbage.error.kind is FrameKind.FRAME_TOO_LARGE and length <= LIMIT_CEILING:
+            self._violation(bridge, f"a reply is over the limit: {garbage.error.detail}", Code.TOO_LARGE)
+        else:
+            self._violation(bridge, str(garbage))
+
+    def _on_exit(self, bridge: Bridge, ended: BridgeExit) -> None:
+        slot = bridge.slot
+        before = self.pool.slots[slot]
+        if before.phase is Phase.STARTING:
+            self._start_failed(bridge, f"it ended before its handshake was done: {ended}", ended)
+        asked = before.reason is not None
+        served = before.served
+        trouble = bridge.trouble or Fault(code=Code.BRIDGE_CRASHED, message=f"the bridge ended in mid-request: {ended}")
+        bridge.trouble = Fault(
+            code=trouble.code,
+            message=trouble.message,
+            details={
+                **trouble.details,
+                "exit_code": ended.code,
+                "signal": None if ended.signal is None else str(ended).removeprefix("signal "),
+                "pid": bridge.process.pid,
+                "slot": slot,
+                "uptime": round(ended.uptime, 3),
+                "served": served,
+                "memory_peak": ended.memory_peak,
+                "stderr": list(ended.stderr),
+            },
+        )
+        if not asked and before.phase is Phase.READY:
+            logger.warning("%s[%d]: bridge %d ended by itself: %s", self.name, slot, bridge.process.pid, ended)
+        self._perform(self.pool.exited(slot, self._loop.time()))
+        if self._bridges.get(slot) is bridge:
+            del self._bridges[slot]
+        self._on_change()
+
+    # What goes out.
+
+    def _perform(self, actions: list[Action[Work]]) -> None:
+        waiting = deque(actions)
+        while waiting:
+            match waiting.popleft():
+                case Send(slot, work):
+                    self._send(self._bridges[slot], work)
+                case End(work, reason, slot):
+                    self._fail(work, reason, None if slot is None else self._bridges[slot])
+                case Start(slot):
+                    waiting += self._start(slot)
+                case Stop(slot, step, reason):
+                    self._stop(self._bridges[slot], step, reason)
+                case Cancel(slot, request_id):
+                    self._say(self._bridges[slot], messages.CANCEL, {"id": request_id})
+        if self.pool.wake_at < self._timer_at:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_at = self.pool.wake_at
+            self._timer = self._loop.call_at(self._timer_at, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._timer_at = math.inf
+        # The loop's clock may fire a timer a tick early.
+        self._perform(self.pool.due(max(self._loop.time(), self.pool.wake_at)))
+
+    def _send(self, bridge: Bridge, work: Work) -> None:
+        body = work.delivery.body
+        bridge.process.send(body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
+
+    def _say(self, bridge: Bridge, command: str, args: dict[str, Any]) -> None:
+        """Send a frame of the node's own."""
+        request = messages.Request(
+            id=random.randint(1, messages.MAX_ID),  # noqa: S311 - an id has to differ, not to be secret
+            command=command,
+            args=args,
+            timestamp=messages.format_timestamp(self._wall()),
+        )
+        bridge.process.send(messages.encode_request(request))
+
+    def _start(self, slot: int) -> list[Action[Work]]:
+        """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
+        settings = self.settings
+        try:
+            process = BridgeProcess(
+                settings.command,
+                environment=bridge_environment(os.environ, settings.environment, slot),
+                directory=settings.directory,
+                frame_limit=settings.frame_limit,
+                on_payload=lambda payload: self._on_payload(bridge, payload),
+                on_garbage=lambda garbage: self._on_garbage(bridge, garbage),
+                on_exit=lambda ended: self._on_exit(bridge, ended),
+                on_stderr=lambda line: self._log_stderr(bridge, line),
+            )
+        except OSError as error:
+            self._note_start_failure(slot, f"{settings.command[0]}: {error.strerror or error}")
+            return self.pool.exited(slot, self._loop.time())
+        bridge = self._bridges[slot] = Bridge(slot, process)
+        greeting = messages.handshake(f"{self._node}-{slot}", messages.format_timestamp(self._wall()))
+        process.send(messages.encode_request(greeting))
+        return []
+
+    def _stop(self, bridge: Bridge, step: Step, reason: Reason) -> None:
+        process = bridge.process
+        if reason is Reason.START_TIMEOUT and step is Step.TERMINATE:
+            self._note_start_failure(bridge.slot, f"no answer to its handshake in {self.settings.start_timeout:g} s")
+        logger.debug("%s[%d]: bridge %d: %s (%s)", self.name, bridge.slot, process.pid, step.value, reason)
+        match step:
+            case Step.ASK:
+                if bridge.capabilities.shutdown:
+                    self._say(bridge, messages.SHUTDOWN, {})
+                process.end_input()
+            case Step.TERMINATE:
+                process.send_signal(signal.SIGTERM)
+            case Step.KILL:
+                process.send_signal(signal.SIGKILL)
+
+    def _violation(self, bridge: Bridge, message: str, code: Code = Code.PROTOCOL_VIOLATION) -> None:
+        if bridge.trouble is None:
+            bridge.trouble = Fault(code=code, message=message)
+            logger.warning(
+                "%s[%d]: bridge %d broke the protocol: %s", self.name, bridge.slot, bridge.process.pid, message
+            )
+            self._perform(self.pool.condemn(bridge.slot, Reason.VIOLATION, self._loop.time()))
+
+    def _start_failed(self, bridge: Bridge, message: str, ended: BridgeExit | None = None) -> None:
+        if bridge.trouble is None:
+            bridge.trouble = Fault(code=Code.BRIDGE_UNAVAILABLE, message=message)
+            last = f"; its last words: {ended.stderr[-1]}" if ended is not None and ended.stderr else ""
+            self._note_start_failure(bridge.slot, message + last)
+            if ended is None:
+                self._perform(self.pool.condemn(bridge.slot, Reason.START_FAILED, self._loop.time()))
+
+    def _note_start_failure(self, slot: int, message: str) -> None:
+        self.start_failures += 1
+        self.start_trouble = message
+        logger.warning("%s[%d]: the bridge did not start: %s", self.name, slot, message)
+        self._loop.call_soon(self._on_change)
+
+    def _fail(self, work: Work, reason: Reason, bridge: Bridge | None) -> None:
+        """A request left the pool without a reply that counts."""
+        if reason is Reason.DRAINED:
+            self.settlement.hand_back(work.delivery)
+            return
+        trouble = bridge.trouble if bridge is not None else None
+        fault = Fault(
+            code=_CODES[reason],
+            message=self._message(reason, ran=bridge is not None),
+            details=dict(trouble.details) if trouble is not None else {},
+        )
+        if trouble is not None and reason in (Reason.CRASHED, Reason.VIOLATION):
+            fault = trouble
+        self.settlement.fail(self._case(work), fault)
+
+    def _message(self, reason: Reason, *, ran: bool) -> str:
+        match reason:
+            case Reason.RUN_TIMEOUT:
+                return f"no reply within the run timeout of {self.settings.run_timeout:g} s"
+            case Reason.DEADLINE if ran:
+                return "the deadline passed while it ran; it was stopped"
+            case Reason.DEADLINE:
+                return "the deadline passed before it could start; it was not run"
+            case Reason.NEIGHBOUR:
+                return "its bridge was stopped because of another request on it"
+            case _:
+                return f"its bridge is gone: {reason}"
+
+    def _case(self, work: Work) -> Case:
+        return Case(
+            delivery=work.delivery,
+            attempt=work.attempt,
+            request_id=work.request_id,
+            command=work.command,
+            remaining=work.deadline - self._loop.time(),
+        )
+
+    def _log_stderr(self, bridge: Bridge, line: str) -> None:
+        runs = self.pool.slots[bridge.slot].runs
+        ids = (
+            ",".join(run.ticket.delivery.properties.message_id or str(request_id) for request_id, run in runs.items())
+            or "-"
+        )
+        bridge_logger.info("%s[%d] %s: %s", self.name, bridge.slot, ids, line)
+
+
+_CODES = {
+    Reason.CRASHED: Code.BRIDGE_CRASHED,
+    Reason.NEIGHBOUR: Code.BRIDGE_CRASHED,
+    Reason.RECYCLED: Code.BRIDGE_CRASHED,
+    Reason.VIOLATION: Code.PROTOCOL_VIOLATION,
+    Reason.RUN_TIMEOUT: Code.BRIDGE_TIMEOUT,
+    Reason.DEADLINE: Code.DEADLINE_EXCEEDED,
+    Reason.START_FAILED: Code.BRIDGE_UNAVAILABLE,
+    Reason.START_TIMEOUT: Code.BRIDGE_UNAVAILABLE,
+}
+
+
+def _application_error(failure: messages.Failure) -> Fault:
+    info = failure.info or messages.ErrorInfo()
+    return Fault(
+        code=Code.APPLICATION_ERROR,
+        message=failure.error,
+        details=dict(info.details),
+        retryable=info.retryable,
+        retry_after=info.retry_after,
+    )

@@ -1,0 +1,88 @@
+"""What a service takes from its queue: how many requests the broker may have given to this node at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from broker.contract import BrokerError, Channel, Consumer, Delivery
+
+
+class Intake:
+    """The consumers of one queue, kept at the size that is wanted.
+
+    Two of them, for prefetch is a consumer's own: one for what can run at once, and one, of lower priority,
+    for the lookahead, which so gets only what no other node has a free place for.
+    """
+
+    def __init__(
+        self,
+        queue: str,
+        on_delivery: Callable[[Delivery], None],
+        on_cancelled: Callable[[Consumer], None],
+    ) -> None:
+        self.queue = queue
+        self._on_delivery = on_delivery
+        self._on_cancelled = on_cancelled
+        self._channel: Channel | None = None
+        self._wanted = (0, 0)
+        self._consumers: list[tuple[Consumer | None, int]] = [(None, 0), (None, 0)]
+        self._adjusting: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        running, ahead = (size for _, size in self._consumers)
+        return f"<Intake of {self.queue}: {running} to run, {ahead} ahead>"
+
+    async def attach(self, channel: Channel) -> None:
+        """Consume on this new channel. Raises BrokerError if it cannot."""
+        self.detach()
+        self._channel = channel
+        await self._adjust(channel)
+
+    def detach(self) -> None:
+        """The channel is gone, and its consumers with it."""
+        self._channel = None
+        self._consumers = [(None, 0), (None, 0)]
+
+    def want(self, running: int, ahead: int) -> None:
+        """From now on take `running` requests to run and `ahead` more to wait; 0 and 0: take none."""
+        if self._wanted == (running, ahead):
+            return
+        self._wanted = (running, ahead)
+        if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
+            self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._channel))
+
+    async def settled(self) -> None:
+        """Wait until what is wanted is so: after `want(0, 0)`, until no more deliveries come."""
+        if self._adjusting is not None:
+            await self._adjusting
+
+    async def _follow(self, channel: Channel) -> None:
+        try:
+            await self._adjust(channel)
+        except BrokerError:
+            # The channel closed under it: its link opens another, and attaches that.
+            if not channel.closed:
+                raise
+
+    async def _adjust(self, channel: Channel) -> None:
+        while self._channel is channel:
+            sizes = [size for _, size in self._consumers]
+            place = next((n for n, wanted in enumerate(self._wanted) if sizes[n] != wanted), None)
+            if place is None:
+                return
+            consumer, _ = self._consumers[place]
+            wanted = self._wanted[place]
+            if consumer is not None:
+                await channel.cancel(consumer)
+                consumer = None
+            if wanted:
+                consumer = await channel.consume(
+                    self.queue,
+                    self._on_delivery,
+                    on_cancelled=self._on_cancelled,
+                    prefetch=wanted,
+                    priority=-place if place else None,
+                )
+            if self._channel is channel:
+                self._consumers[place] = (consumer, wanted if consumer is not None else 0)

@@ -1,0 +1,241 @@
+"""A worker node: consumes requests, and supervises the bridges that carry them out.
+
+    echo = ServiceSettings(name="echo", command=("python", "-m", "examples.echo"))
+    node = Node(NodeSettings(services=(echo,)), broker)
+    await node.start()
+    ...
+    await node.drain()
+
+The composition root of the process: every other part gets from here what it needs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+from bridge_protocol.errors import QuaybridgeError
+from bridge_protocol.topology import request_queue, service_topology, shared_topology
+from broker.contract import Broker, Channel, Consumer
+from broker.link import Link
+from worker_node.dispatcher import Dispatcher
+from worker_node.intake import Intake
+from worker_node.settings import NodeSettings
+from worker_node.settlement import Counts
+
+LOOK_EVERY = 1.0  # seconds between two looks at how long requests run
+CONNECT_TIMEOUT = 30.0  # seconds for the first connection
+
+logger = logging.getLogger("quaybridge.node")
+
+
+class BridgeStartError(QuaybridgeError):
+    """Raised when a service's bridges cannot be started at all; says what the last one did."""
+
+
+class Node:
+    """One node. `start`, then `drain` (finish what runs) or `stop` (hand it back); both may be called twice.
+
+    Publishing has a connection of its own: an alarm at the broker, or a reply it refuses, must not cost the
+    connection that holds the requests in flight.
+    """
+
+    def __init__(self, settings: NodeSettings, broker: Broker) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self._publishing = Link(broker, f"{self.name} replies", set_up=self._set_up_publishing)
+        self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
+        self._services: list[tuple[Dispatcher, Intake]] = []
+        self._changed = asyncio.Event()
+        self._taking = False
+        self._looking: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Event = asyncio.Event()
+        self._hurrying: asyncio.Event = asyncio.Event()
+        self._ended = False
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name}: {', '.join(repr(dispatcher.pool) for dispatcher, _ in self._services)}>"
+
+    @property
+    def counts(self) -> dict[str, Counts]:
+        """What was done since the start, by service."""
+        return {dispatcher.name: dispatcher.settlement.counts for dispatcher, _ in self._services}
+
+    @property
+    def services(self) -> list[Dispatcher]:
+        """The services this node serves."""
+        return [dispatcher for dispatcher, _ in self._services]
+
+    @property
+    def serving(self) -> bool:
+        """Whether it takes requests now: connected, not draining, and every service able to run one."""
+        linked = self._consuming.up and self._publishing.up
+        return self._taking and linked and all(dispatcher.ready for dispatcher in self.services)
+
+    async def start(self) -> None:
+        """Start the bridges and connect, at the same time; returns when requests can be served.
+
+        Raises BridgeStartError if no bridge of an eager service starts, and what `Link.start` does. Nothing is
+        left running then.
+        """
+        for settings in self.settings.services:
+            dispatcher = Dispatcher(
+                settings,
+                node=self.name,
+                link=self._publishing,
+                publish_timeout=self.settings.publish_timeout,
+                on_change=self._changed.set,
+            )
+            queue = request_queue(settings.name)
+            self._services.append((dispatcher, Intake(queue, dispatcher.on_delivery, self._on_cancelled)))
+        self._taking = True
+        try:
+            for dispatcher, _ in self._services:
+                dispatcher.open()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._consuming.start(CONNECT_TIMEOUT))
+                group.create_task(self._publishing.start(CONNECT_TIMEOUT))
+                group.create_task(self._wait_ready())
+        except BaseExceptionGroup as several:
+            await self.stop()
+            # One cause is enough for a person: the others follow from it, or will be met next.
+            raise several.exceptions[0] from None
+        except BaseException:
+            await self.stop()
+            raise
+        self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
+        logger.info("%s: serving %s", self.name, ", ".join(repr(dispatcher) for dispatcher, _ in self._services))
+
+    def request_stop(self) -> None:
+        """Ask `run` to end: the first time by draining, the second time at once. For signal handlers."""
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Start, serve until `request_stop`, and drain. Raises what `start` does."""
+        starting = asyncio.ensure_future(self.start())
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait([starting])
+                return
+            starting.result()
+            await stopping
+        finally:
+            starting.cancel()
+            stopping.cancel()
+        draining = asyncio.ensure_future(self.drain())
+        hurrying = asyncio.ensure_future(self._hurrying.wait())
+        await asyncio.wait([draining, hurrying], return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not draining.done():
+            logger.info("%s: stopping at once", self.name)
+            draining.cancel()
+            await asyncio.wait([draining])
+            await self.stop()
+        elif not draining.cancelled():
+            draining.result()
+
+    async def drain(self) -> None:
+        """Stop gracefully: take no more, finish what runs within `drain_timeout`, hand back the rest."""
+        logger.info("%s: draining", self.name)
+        await self._take_no_more()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.drain_timeout):
+                await self._wait(lambda: all(not any(d.pool.tickets()) for d in self.services))
+                for dispatcher in self.services:
+                    await dispatcher.settlement.wait_idle()
+        await self.stop()
+
+    async def stop(self) -> None:
+        """Stop at once: kill every bridge, hand back what ran on it."""
+        if self._ended:
+            return
+        self._ended = True
+        await self._take_no_more()
+        # Drained bridges are idle, and were asked to go already; they have their stop timeout, no more.
+        with contextlib.suppress(TimeoutError):
+            longest = max((d.settings.stop_timeout for d in self.services), default=0.0)
+            async with asyncio.timeout(longest if not any(any(d.pool.tickets()) for d in self.services) else 0):
+                await self._wait(lambda: all(d.pool.empty for d in self.services))
+        for dispatcher in self.services:
+            dispatcher.abort()
+        await self._wait(lambda: all(d.pool.empty for d in self.services))
+        await self._consuming.close()
+        await self._publishing.close()
+        logger.info("%s: stopped", self.name)
+
+    async def _take_no_more(self) -> None:
+        self._taking = False
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.wait([self._looking])
+            self._looking = None
+        for _, intake in self._services:
+            intake.want(0, 0)
+        for dispatcher, intake in self._services:
+            with contextlib.suppress(TimeoutError):
+                # A connection that hangs must not hold up the end.
+                async with asyncio.timeout(5.0):
+                    await intake.settled()
+            dispatcher.drain()
+
+    # The connections.
+
+    async def _set_up(self, channel: Channel) -> None:
+        await channel.declare(shared_topology())
+        for dispatcher, intake in self._services:
+            await channel.declare(service_topology(dispatcher.name))
+            await intake.attach(channel)
+
+    async def _set_up_publishing(self, channel: Channel) -> None:
+        """Nothing: what is published to is declared on the other connection."""
+
+    def _on_lost(self, reason: str) -> None:
+        for dispatcher, intake in self._services:
+            intake.detach()
+            dispatcher.forget()
+
+    def _on_cancelled(self, consumer: Consumer) -> None:
+        # Never just consume again: see Channel.consume.
+        self._consuming.rebuild(f"the broker ended the subscription to {consumer.queue}")
+
+    # What is taken, and when.
+
+    async def _look(self) -> None:
+        """Keep what is taken in step with what can run."""
+        while True:
+            self._adjust()
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._changed.wait()
+
+    def _adjust(self) -> None:
+        for dispatcher, intake in self._services:
+            if not self._taking or not dispatcher.ready:
+                intake.want(0, 0)
+            else:
+                capacity = dispatcher.pool.capacity
+                intake.want(capacity, dispatcher.lookahead.wanted(capacity))
+
+    async def _wait_ready(self) -> None:
+        """Until every service can serve; BridgeStartError once each of one's slots has failed to start."""
+
+        def ready() -> bool:
+            for dispatcher in self.services:
+                if not dispatcher.ready and dispatcher.start_failures >= dispatcher.settings.bridges:
+                    raise BridgeStartError(f"service {dispatcher.name}: {dispatcher.start_trouble}")
+            return all(dispatcher.ready for dispatcher in self.services)
+
+        await self._wait(ready)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()

@@ -1,0 +1,258 @@
+"""How a delivery ends: the one funnel. Reply, retry or dead letter, each confirmed by the broker, and then the ack.
+
+Nothing else acknowledges. A delivery whose channel is gone is let go: the broker delivers it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from bridge_protocol import codec, messages, topology
+from bridge_protocol.envelope import (
+    DEADLINE,
+    DIRECT_REPLY_TO,
+    TRACEPARENT,
+    dead_letter_properties,
+    reply_properties,
+    request_properties,
+)
+from bridge_protocol.errors import Code, CodedError, TooLarge
+from broker.contract import Delivery, Message, Unroutable
+from broker.link import Link
+from worker_node.core.admission import reply_address
+from worker_node.core.fate import Ended, Fault, HandBack, Retry, RetryPolicy, decide
+
+PAUSE = 1.0  # seconds before a publish that failed is tried again
+LONGEST_DETAILS = 16 * 1024  # bytes of JSON in a dead letter's header; all headers together have 32 KiB
+
+logger = logging.getLogger("quaybridge.node")
+
+
+@dataclass(slots=True)
+class Counts:
+    """What this node did, since it started."""
+
+    succeeded: int = 0
+    failed: int = 0
+    retried: int = 0
+    dead: int = 0
+    handed_back: int = 0
+    redelivered: int = 0
+    replies_dropped: int = 0
+    replies_parked: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """What there is to settle: a delivery, which try it is, and the id its bridge knows it by."""
+
+    delivery: Delivery
+    attempt: int
+    request_id: int | None
+    command: str
+    remaining: float  # seconds until its deadline, when it came to its end
+
+
+class Settlement:
+    """Ends the deliveries of one service. `wall` is the time of day in seconds since 1970, `jitter` in 0 … 1."""
+
+    def __init__(
+        self,
+        link: Link,
+        *,
+        node: str,
+        service: str,
+        policy: RetryPolicy,
+        publish_timeout: float,
+        wall: Callable[[], float],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.counts = Counts()
+        self._link = link
+        self._node = node
+        self._service = service
+        self._policy = policy
+        self._publish_timeout = publish_timeout
+        self._wall = wall
+        self._jitter = jitter
+        self._pending = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __repr__(self) -> str:
+        return f"<Settlement of {self._service}: {self._pending} pending>"
+
+    async def wait_idle(self) -> None:
+        """Wait until every delivery that came to its end is acknowledged or let go."""
+        await self._idle.wait()
+
+    def succeed(self, case: Case, payload: bytes | bytearray) -> None:
+        """The bridge answered; its bytes go back as they are."""
+        self.counts.succeeded += 1
+        self._settle(case, self._reply(case, payload, None))
+
+    def fail(self, case: Case, fault: Fault, payload: bytes | bytearray | None = None) -> None:
+        """The request failed. `payload`: the bridge's own words, where it has said any."""
+        delivery = case.delivery
+        address = reply_address(delivery.properties)
+        fate = decide(
+            fault,
+            attempt=case.attempt,
+            policy=self._policy,
+            remaining=case.remaining,
+            addressed=address is not None,
+            jitter=self._jitter(),
+        )
+        match fate:
+            case HandBack():
+                self.hand_back(delivery)
+            case Retry(delay, attempt):
+                self.counts.retried += 1
+                logger.info(
+                    "%s: %s: %s; trying again in %d s (attempt %d of %d)",
+                    *(self._service, _name(delivery), fault.message, delay, attempt, self._policy.max_attempts),
+                )
+                self._settle(case, [self._retry(delivery, delay, attempt)])
+            case Ended(dead_letter):
+                self.counts.failed += 1
+                said = f"{fault.code}: {fault.message}" + ("; kept as a dead letter" if dead_letter else "")
+                level = logging.WARNING if dead_letter else logging.INFO
+                logger.log(level, "%s: %s failed: %s", self._service, _name(delivery), said)
+                outgoing = [self._dead_letter(case, fault)] if dead_letter else []
+                self._settle(case, outgoing + self._reply(case, payload or self._failure(case, fault), fault.code))
+
+    def hand_back(self, delivery: Delivery) -> None:
+        """It did not run here: another node may have it."""
+        self.counts.handed_back += 1
+        delivery.reject(requeue=True)
+
+    # What is published.
+
+    def _reply(self, case: Case, payload: bytes | bytearray, code: Code | None) -> list[Message]:
+        properties = case.delivery.properties
+        address = reply_address(properties)
+        if address is None:
+            return []
+        envelope = reply_properties(
+            correlation_id=properties.correlation_id or properties.message_id,
+            code=code,
+            attempt=case.attempt,
+            node=self._node,
+            redelivered=case.delivery.redelivered,
+        )
+        return [Message(exchange="", routing_key=address, body=payload, properties=envelope)]
+
+    def _failure(self, case: Case, fault: Fault) -> bytes:
+        info = messages.ErrorInfo(type=fault.code, message=fault.message, details=fault.details)
+        moment = messages.format_timestamp(self._wall())
+        return messages.encode_failure(case.request_id, fault.message, info=info, timestamp=moment)
+
+    def _retry(self, delivery: Delivery, delay: int, attempt: int) -> Message:
+        old = delivery.properties
+        exchange, key = topology.delay_route(self._service, delay)
+        deadline, traceparent = old.headers.get(DEADLINE), old.headers.get(TRACEPARENT)
+        properties = request_properties(
+            message_id=old.message_id,
+            correlation_id=old.correlation_id,
+            command=old.type,
+            reply_to=reply_address(old),
+            deadline=deadline if isinstance(deadline, int) else None,
+            attempt=attempt,
+            traceparent=traceparent if isinstance(traceparent, str) else None,
+        )
+        return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
+
+    def _dead_letter(self, case: Case, fault: Fault) -> Message:
+        self.counts.dead += 1
+        details = codec.encode(fault.details)
+        if len(details) > LONGEST_DETAILS:
+            details = codec.encode({"omitted": f"{len(details):,} bytes of details"})
+        properties = dead_letter_properties(
+            case.delivery.properties,
+            code=fault.code,
+            error=fault.message[:2048],
+            attempt=case.attempt,
+            node=self._node,
+            service=self._service,
+            details=details.decode(),
+            moment=messages.format_timestamp(self._wall()),
+        )
+        return Message(
+            exchange=topology.EXCHANGE,
+            routing_key=topology.dead_letter_key(self._service),
+            body=case.delivery.body,
+            properties=properties,
+        )
+
+    def _parked(self, reply: Message) -> Message:
+        return Message(
+            exchange=topology.EXCHANGE,
+            routing_key="undeliverable",
+            body=reply.body,
+            properties=reply.properties,
+        )
+
+    # Publish them one after the other; ack when the last is confirmed.
+
+    def _settle(self, case: Case, outgoing: list[Message]) -> None:
+        self.counts.redelivered += case.delivery.redelivered
+        if not outgoing:
+            case.delivery.ack()
+            return
+        self._pending += 1
+        self._idle.clear()
+        self._publish(case, outgoing)
+
+    def _publish(self, case: Case, outgoing: list[Message]) -> None:
+        if case.delivery.stale:
+            self._end()
+            return
+        try:
+            sent = self._link.publish(outgoing[0], timeout=self._publish_timeout)
+        except CodedError as error:
+            self._unsendable(case, error)
+            return
+        sent.add_done_callback(partial(self._published, case, outgoing))
+
+    def _published(self, case: Case, outgoing: list[Message], sent: asyncio.Future[None]) -> None:
+        error = sent.exception()
+        message, following = outgoing[0], outgoing[1:]
+        if error is None:
+            pass
+        elif isinstance(error, Unroutable) and message.routing_key.startswith(DIRECT_REPLY_TO):
+            self.counts.replies_dropped += 1
+            logger.debug("%s: a reply was not taken: its requester is gone", self._service)
+        elif isinstance(error, Unroutable) and message.exchange == "":
+            self.counts.replies_parked += 1
+            logger.warning("%s: no queue %s: its reply is parked", self._service, message.routing_key)
+            following = [self._parked(message), *following]
+        else:
+            # Not confirmed: until it is, the request stays unacked, and is another node's if this one ends.
+            logger.warning("%s: not published yet: %s", self._service, error)
+            asyncio.get_running_loop().call_later(PAUSE, self._publish, case, outgoing)
+            return
+        if following:
+            self._publish(case, following)
+            return
+        case.delivery.ack()
+        self._end()
+
+    def _unsendable(self, case: Case, error: CodedError) -> None:
+        """A reply that no broker would take (it is too large): the failure that says so takes its place."""
+        code = Code.TOO_LARGE if isinstance(error, TooLarge) else Code.PROTOCOL_VIOLATION
+        fault = Fault(code=code, message=f"the reply cannot be sent: {error.message}")
+        logger.warning("%s: %s: %s", self._service, _name(case.delivery), fault.message)
+        self._publish(case, [self._dead_letter(case, fault), *self._reply(case, self._failure(case, fault), code)])
+
+    def _end(self) -> None:
+        self._pending -= 1
+        if not self._pending:
+            self._idle.set()
+
+
+def _name(delivery: Delivery) -> str:
+    return f"request {delivery.properties.message_id or '(without an id)'}"
