@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
 
 from bridge_sdk.bridge import Bridge
 from bridge_sdk.stdio import claim
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> None:
     name, _, attribute = arguments[0].partition(":")
     attribute = attribute or "bridge"
     module = importlib.import_module(name)
-    found = getattr(module, attribute, None)
+    found: object = getattr(module, attribute, None)
     if isinstance(found, type):
         found = Bridge(found())
     if not isinstance(found, Bridge):
@@ -31,7 +32,7 @@ def main(arguments: list[str]) -> None:
     found.serve()
 
 
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> NoReturn:
     sys.stderr.write(message + "\n")
     raise SystemExit(2)
 

@@ -83,7 +83,7 @@ class Parameters:
 
 
 def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The function's annotations. Of those that cannot be resolved now, nothing is known, so nothing is checked."""
+    """The function's annotations; none of them if one cannot be resolved (imported for type checkers only, say)."""
     try:
         return get_type_hints(function)
     except (NameError, AttributeError, TypeError):

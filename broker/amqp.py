@@ -146,6 +146,8 @@ class AmqpChannel:
         self._held: deque[_Publish] = deque()  # not sent: the broker is blocked
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._subscriptions: dict[str, _Subscription] = {}
+        self._unsettled: dict[int, None] = {}  # delivery tags, in order
+        self._acked: set[int] = set()  # in this turn of the loop
         self._tags = (f"c{number}" for number in itertools.count(1))
         self._calls: set[asyncio.Future[Any]] = set()  # synchronous methods the broker has not answered
 
@@ -311,6 +313,7 @@ class AmqpChannel:
         subscription = self._subscriptions.get(consumer_tag)
         if subscription is None or self._ended is not None:
             return
+        self._unsettled[tag] = None
         subscription.on_delivery(
             Delivery(
                 body=body,
@@ -330,11 +333,32 @@ class AmqpChannel:
             subscription.on_cancelled(subscription.consumer)
 
     def ack(self, tag: int) -> None:
-        if self._ended is None:
-            self._connection.send(frames.ack_frame(tag))
+        if self._ended is not None:
+            return
+        if not self._acked:
+            self._loop.call_soon(self._send_acks)
+        self._acked.add(tag)
+
+    def _send_acks(self) -> None:
+        """Send what was acked in this turn of the loop: the oldest, as far as they are in a row, with one ack."""
+        acked, self._acked = self._acked, set()
+        if self._ended is not None:
+            return
+        row = 0
+        for tag in self._unsettled:
+            if tag not in acked:
+                break
+            row = tag
+        for tag in acked:
+            del self._unsettled[tag]
+            if tag > row:
+                self._connection.send(frames.ack_frame(tag))
+        if row:
+            self._connection.send(frames.ack_frame(row, multiple=True))
 
     def reject(self, tag: int, *, requeue: bool) -> None:
         if self._ended is None:
+            del self._unsettled[tag]
             self._connection.send(frames.reject_frame(tag, requeue=requeue))
 
     # Queues and exchanges.

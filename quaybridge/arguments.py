@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from typing import Any
 
 from bridge_protocol.codec import decode
 from bridge_protocol.errors import FrameError
@@ -12,15 +13,15 @@ from bridge_protocol.errors import FrameError
 _PAIR = re.compile(r"(?P<key>[^=]+?)(?P<json>:)?=(?P<value>.*)", re.DOTALL)
 
 
-def read_arguments(pairs: Iterable[str], whole: str | None = None) -> dict[str, object]:
+def read_arguments(pairs: Iterable[str], whole: str | bytes | None = None) -> dict[str, Any]:
     """One object made of `whole`, a JSON object, and `pairs`. Raises ValueError, naming what is wrong and the fix.
 
     `key=value` gives a text, `key:=value` any JSON value. No key may be given twice.
     """
-    arguments: dict[str, object] = {}
+    arguments: dict[str, Any] = {}
     if whole is not None:
         try:
-            arguments.update(decode(whole.encode()))
+            arguments.update(decode(whole.encode() if isinstance(whole, str) else whole))
         except (FrameError, UnicodeEncodeError) as error:
             raise ValueError(f"--args should be a JSON object: {error}") from None
     for pair in pairs:

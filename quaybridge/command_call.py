@@ -3,41 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quaybridge import request_options as options
 from quaybridge.exit_status import explained
-from quaybridge.request import Arguments, Broker, Command, Config, Service, Timeout, Verbose, WholeArguments
+from quaybridge.logs import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
+    from broker.contract import Broker
     from producer.reply import Reply
 
 
 def call(
-    service: Service,
-    command: Command,
-    arguments: Arguments = None,
-    args: WholeArguments = None,
-    timeout: Timeout = 30.0,
+    service: options.Service,
+    command: options.Command,
+    pairs: options.Pairs = None,
+    args: options.Whole = None,
+    timeout: options.Timeout = 30.0,
     whole_reply: Annotated[
-        bool, typer.Option("--json", help="Print the whole reply as one JSON object: result, message_id, attempt, …")
+        bool, typer.Option("--json", help="Print the whole reply as one line of JSON: result, message_id, attempt, …")
     ] = False,
-    broker: Broker = None,
-    config: Config = None,
-    verbose: Verbose = False,
+    broker: options.BrokerUrl = None,
+    config: options.ConfigFile = None,
+    verbose: options.Verbose = False,
 ) -> None:
-    """Send a request and print its result: pretty on a terminal, one line of JSON in a pipe.
+    """Send a request and print its result: laid out on a terminal, one line of JSON in a pipe.
 
-    A failure is one line on stderr, which begins with its code.
+    A failure is one line on stderr that begins with its code, and exit status 1.
     """
     with explained(verbose=verbose):
-        from quaybridge.request import read_request
+        log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
+        arguments = options.read_arguments(pairs, args)
+        reply = asyncio.run(_call(options.read_broker(broker, config), service, command, arguments, timeout))
+        if whole_reply:
+            _print(asdict(reply), plain=True)
+        else:
+            _print(reply.result, plain=not sys.stdout.isatty())
 
-        request = read_request(arguments, args, timeout, broker, config, verbose)
-        reply = asyncio.run(request.call(service, command))
-        _show(asdict(reply) if whole_reply else reply.result)
+
+async def _call(broker: Broker, service: str, command: str, arguments: dict[str, Any], timeout: float) -> Reply:
+    from producer.async_producer import AsyncProducer
+
+    loop = asyncio.get_running_loop()
+    end = loop.time() + timeout
+    async with AsyncProducer(broker, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
+        return await producer.call(service, command, arguments, timeout=max(end - loop.time(), 0.001))
+
+
+def _print(value: object, *, plain: bool) -> None:
+    from bridge_protocol.codec import encode
+
+    text = encode(value)
+    if plain:
+        typer.echo(text)
+    else:
+        import rich
+
+        rich.print_json(text.decode())

@@ -19,6 +19,9 @@ def program_problem(service: ServiceSettings, environ: Mapping[str, str]) -> str
     directory = Path(service.directory or ".")
     if not directory.is_dir():
         return f"{str(directory)!r} is no directory: correct services.{service.name}.directory"
+    for name, value in service.environment.items():
+        if not name or "=" in name or "\0" in name + value:
+            return f"{name!r} is no name for a variable: correct services.{service.name}.environment"
     if os.sep in program:
         path = directory / program
         if path.is_dir():

@@ -10,6 +10,7 @@ when the block ends, however it ends.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import secrets
 import shutil
@@ -19,7 +20,9 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from base64 import b64encode
+from contextlib import ExitStack, closing
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -50,6 +53,7 @@ class RabbitMQ(ABC):
 
     host = "127.0.0.1"
     port = 0
+    management_port: int | None = None
 
     def __init__(self) -> None:
         self.password = secrets.token_hex(16)
@@ -80,14 +84,36 @@ class RabbitMQ(ABC):
         """Run rabbitmqctl with `arguments`; its output. Raises RabbitMQError if it fails."""
 
     def add_vhost(self, name: str) -> str:
-        """Make a vhost; its URL."""
-        self.control("add_vhost", name)
-        self.control("set_permissions", "-p", name, USER, ".*", ".*", ".*")
+        """Make a vhost; its URL. Takes 20 ms where the management plugin is, a second or two where it is not."""
+        if self.management_port is None:
+            self.control("add_vhost", name)
+            self.control("set_permissions", "-p", name, USER, ".*", ".*", ".*")
+        else:
+            path = quote(name, safe="")
+            self.manage("PUT", f"/api/vhosts/{path}")
+            self.manage("PUT", f"/api/permissions/{path}/{USER}", {"configure": ".*", "write": ".*", "read": ".*"})
         return self.url_of(name)
 
     def delete_vhost(self, name: str) -> None:
         """Remove a vhost with all its queues."""
-        self.control("delete_vhost", name)
+        if self.management_port is None:
+            self.control("delete_vhost", name)
+        else:
+            self.manage("DELETE", f"/api/vhosts/{quote(name, safe='')}")
+
+    def manage(self, method: str, path: str, body: object = None) -> Any:
+        """Ask the management plugin's HTTP API; its answer, decoded. Raises RabbitMQError if it refuses."""
+        if self.management_port is None:
+            raise RabbitMQError(f"{self!r} has no management plugin")
+        credentials = b64encode(f"{USER}:{self.password}".encode()).decode()
+        with closing(HTTPConnection(self.host, self.management_port, timeout=30)) as connection:
+            headers = {"Authorization": f"Basic {credentials}", "Content-Type": "application/json"}
+            connection.request(method, path, json.dumps(body or {}) if method != "GET" else None, headers)
+            response = connection.getresponse()
+            answer = response.read()
+        if response.status >= 300:
+            raise RabbitMQError(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
+        return json.loads(answer) if answer else None
 
     @abstractmethod
     def _start(self, stack: ExitStack) -> None:
@@ -157,12 +183,18 @@ class ContainerRabbitMQ(RabbitMQ):
             # Its watchdog would be pulled first. The block removes the container without it.
             testcontainers_config.ryuk_disabled = True
         container = DockerContainer(self.image).with_exposed_ports(_AMQP_PORT)
+        has_management = self.image.endswith("-management")
+        if has_management:
+            container.with_exposed_ports(_MANAGEMENT_PORT)
         container.with_envs(RABBITMQ_DEFAULT_USER=USER, RABBITMQ_DEFAULT_PASS=self.password)
         self._container = container
+        stack.callback(container.get_docker_client().client.close)
         stack.callback(container.stop)
         container.start()
         self.host = container.get_container_host_ip()
         self.port = int(container.get_exposed_port(_AMQP_PORT))
+        if has_management:
+            self.management_port = int(container.get_exposed_port(_MANAGEMENT_PORT))
 
     def _problem(self) -> str | None:
         container = self._container.get_wrapped_container()
@@ -205,12 +237,14 @@ class PrivateRabbitMQ(RabbitMQ):
         if (problem := server_available()) is not None:
             raise RabbitMQError(problem)
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quaybridge-rabbitmq-")))
-        self.port, distribution_port, mapper_port = _free_ports(3)
+        self.port, self.management_port, distribution_port, mapper_port = _free_ports(4)
         self._log = home / "output"
-        (home / "enabled_plugins").write_text("[].\n")
+        (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (home / "rabbitmq-env.conf").touch()
         (home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{self.port}\ndefault_user = {USER}\ndefault_pass = {self.password}\n"
+            f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {self.management_port}\n"
+            f"default_user = {USER}\ndefault_pass = {self.password}\n"
         )
         (home / "rabbitmq.conf").chmod(0o600)
         self._environment = {
@@ -272,7 +306,8 @@ def docker_available() -> str | None:
     except ImportError:
         return "the package testcontainers is not installed: pip install 'quaybridge[containers]'"
     try:
-        docker.from_env(timeout=10).ping()
+        with closing(docker.from_env(timeout=10)) as client:
+            client.ping()
     except docker.errors.DockerException as error:
         return f"no Docker daemon answers: {error}"
     return None
@@ -282,10 +317,11 @@ def image_present(image: str) -> bool:
     """Whether Docker has `image` already, so that it need not be pulled. Needs `docker_available`."""
     import docker
 
-    try:
-        docker.from_env(timeout=10).images.get(image)
-    except docker.errors.ImageNotFound:
-        return False
+    with closing(docker.from_env(timeout=10)) as client:
+        try:
+            client.images.get(image)
+        except docker.errors.ImageNotFound:
+            return False
     return True
 
 

