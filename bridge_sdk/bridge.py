@@ -92,7 +92,8 @@ class Bridge:
         """Serve requests in the main thread. Returns when standard input ends, or after a `shutdown`.
 
         If standard input ends while a command runs, the process ends at once, with exit code 0: whoever asked
-        is gone. Claims standard input and output, where that has not happened yet.
+        is gone. Claims standard input and output, where that has not happened yet. Raises ValueError outside the
+        main thread.
         """
         stdio = claim()
         if any(command.asynchronous for command in self._commands.values()):

@@ -42,24 +42,24 @@ def claim_if_marked() -> None:
 
 
 def claim() -> Stdio:
-    """Claim descriptors 0 and 1. Does it once: later calls return the same. Raises OSError if one is closed.
+    """Claim descriptors 0 and 1. Does it once: later calls return the same. Raises ValueError outside the main thread.
 
-    From here on the process is a bridge: it ignores SIGINT, because Ctrl-C at a terminal belongs to the node,
-    which then stops its bridges in order. SIGTERM keeps its default: the process ends at once.
+    From here on the process is a bridge: it ignores SIGINT (and so do the programs it starts), because Ctrl-C at a
+    terminal belongs to the node, which then stops its bridges in order. SIGTERM keeps its default: the process ends
+    at once.
     """
     global _claimed
     if _claimed is None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        null = os.open(os.devnull, os.O_RDWR)  # takes the place of stderr if that is closed
         _claimed = Stdio(source=os.dup(0), sink=os.dup(1))  # os.dup: not inheritable
         os.register_at_fork(after_in_child=_forget)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
-        try:
-            os.dup2(2, 1)
-        except OSError:  # started without a stderr
-            os.dup2(null, 2)
-            os.dup2(null, 1)
-        os.close(null)
+        os.dup2(2, 1)
+        if null == 2:
+            os.set_inheritable(null, True)
+        else:
+            os.close(null)
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Like stderr: by the line, and never failing on what its encoding lacks. What was printed before and
             # is still in the buffer goes to stderr too.

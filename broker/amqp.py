@@ -1,13 +1,10 @@
 """RabbitMQ as a broker: `broker.contract` kept over AMQP 0-9-1.
 
-Of one publish, from the call to the end of its future:
-
-    publish() ─┬─ the broker is blocked: held here ──▶ Blocked, if it stays so past the deadline
-               └─ sent, numbered ──┬─ ack ─────▶ None      (one ack may stand for many)
-                                   ├─ nack ────▶ Refused
-                                   ├─ return ──▶ Unroutable (its ack, which follows, is of no interest)
-                                   ├─ deadline ▶ OutcomeUnknown
-                                   └─ the channel closes ▶ ChannelClosed
+AmqpBroker      addresses, tried in turn
+AmqpChannel     consumers, acks, declarations; what the contract says
+Publishes       (broker.amqp_publishes) from publish() to the end of its future
+AmqpConnection  (broker.amqp_connection) the socket, pika, and who is told what
+amqp_frames     the bytes of publishes, deliveries and confirms
 """
 
 from __future__ import annotations
@@ -15,17 +12,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
-from bridge_protocol.errors import Blocked, OutcomeUnknown, Refused
 from bridge_protocol.topology import Binding, Exchange, Queue, Resource
 from broker import amqp_frames as frames
 from broker.address import Address
 from broker.amqp_connection import AmqpConnection, connect
+from broker.amqp_publishes import Publishes
 from broker.contract import (
     AccessRefused,
     ChannelClosed,
@@ -34,11 +30,10 @@ from broker.contract import (
     Delivery,
     Message,
     TopologyMismatch,
-    Unroutable,
 )
 from broker.limits import check_message
 
-SWEEP_INTERVAL = 0.1  # seconds: how late a publish may notice that its time is over
+MAX_PREFETCH = 65_535  # AMQP has two bytes for it
 
 _ACCESS_REFUSED, _PRECONDITION_FAILED = 403, 406
 _DELIVERY_COUNT = "x-delivery-count"
@@ -89,35 +84,22 @@ class AmqpBroker:
         raise ConnectionRefused(sentences)
 
 
-class _Publish:
-    """A publish that has not ended. `deadline` on the loop's clock."""
-
-    __slots__ = ("deadline", "future", "message")
-
-    def __init__(self, message: Message, future: asyncio.Future[None], deadline: float) -> None:
-        self.message = message
-        self.future = future
-        self.deadline = deadline
-
-    def fail(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
 class _Subscription:
     """A consumer and whom to call. `cancelled` ends when the broker has confirmed its end."""
 
-    __slots__ = ("cancelled", "consumer", "on_cancelled", "on_delivery")
+    __slots__ = ("cancelled", "consumer", "no_ack", "on_cancelled", "on_delivery")
 
     def __init__(
         self,
         consumer: Consumer,
         on_delivery: Callable[[Delivery], None],
         on_cancelled: Callable[[Consumer], None] | None,
+        no_ack: bool,
     ) -> None:
         self.consumer = consumer
         self.on_delivery = on_delivery
         self.on_cancelled = on_cancelled
+        self.no_ack = no_ack
         self.cancelled: asyncio.Future[Any] | None = None
 
 
@@ -140,11 +122,7 @@ class AmqpChannel:
         self._connection: AmqpConnection
         self._server = ""
         self._ended: ChannelClosed | None = None
-        self._blocked: str | None = None
-        self._sequence = 0
-        self._unconfirmed: dict[int, _Publish] = {}  # by publish sequence number, in order
-        self._held: deque[_Publish] = deque()  # not sent: the broker is blocked
-        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._publishes = Publishes(self._loop, self._send)
         self._subscriptions: dict[str, _Subscription] = {}
         self._unsettled: dict[int, None] = {}  # delivery tags, in order
         self._acked: set[int] = set()  # in this turn of the loop
@@ -152,11 +130,8 @@ class AmqpChannel:
         self._calls: set[asyncio.Future[Any]] = set()  # synchronous methods the broker has not answered
 
     def __repr__(self) -> str:
-        state = f"closed: {self._ended}" if self._ended else f"blocked: {self._blocked}" if self._blocked else "open"
-        return (
-            f"<AmqpChannel {self._address} {state}, {len(self._unconfirmed)} unconfirmed, {len(self._held)} held, "
-            f"{len(self._subscriptions)} consumers>"
-        )
+        state = f"closed: {self._ended}" if self._ended else f"blocked: {self.blocked}" if self.blocked else "open"
+        return f"<AmqpChannel {self._address} {state}, {len(self._subscriptions)} consumers, {self._publishes!r}>"
 
     def attach(self, connection: AmqpConnection) -> None:
         """Give it the connection it is the channel of. Once, before anything else."""
@@ -165,105 +140,43 @@ class AmqpChannel:
 
     @property
     def closed(self) -> bool:
+        """Whether it is closed: for good."""
         return self._ended is not None
 
     @property
     def blocked(self) -> str | None:
-        return self._blocked
+        """Why the broker takes no publishes for now, or None. It says so after the first one it does not take."""
+        return self._publishes.blocked
 
     @property
     def server(self) -> str:
+        """Product and version, as the broker told them."""
         return self._server
 
     # Publishing.
 
     def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+        """Publish as mandatory (a direct reply is not: see `amqp_frames.publish_frames`); see the contract."""
         if self._ended is not None:
             raise self._closed_error()
         check_message(message)
-        future: asyncio.Future[None] = self._loop.create_future()
-        publish = _Publish(message, future, self._loop.time() + timeout)
-        if self._blocked is None:
-            self._send(publish)
-        else:
-            self._held.append(publish)
-        if self._sweep_timer is None:
-            self._sweep_timer = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
-        return future
+        return self._publishes.add(message, timeout)
 
-    def _send(self, publish: _Publish) -> None:
-        self._sequence += 1
-        self._unconfirmed[self._sequence] = publish
-        for data in frames.publish_frames(publish.message, self._connection.largest_body):
+    def _send(self, message: Message) -> None:
+        for data in frames.publish_frames(message, self._connection.largest_body):
             self._connection.send(data)
 
-    def _sweep(self) -> None:
-        now = self._loop.time()
-        for sequence in [number for number, publish in self._unconfirmed.items() if publish.deadline <= now]:
-            publish = self._unconfirmed.pop(sequence)
-            publish.fail(
-                OutcomeUnknown(
-                    f"the broker at {self._address} did not confirm the message in time",
-                    message_id=publish.message.properties.message_id,
-                )
-            )
-        for _ in range(len(self._held)):
-            publish = self._held.popleft()
-            if publish.deadline > now:
-                self._held.append(publish)
-                continue
-            publish.fail(
-                Blocked(
-                    f"the broker at {self._address} takes no messages: {self._blocked}",
-                    message_id=publish.message.properties.message_id,
-                )
-            )
-        waiting = self._unconfirmed or self._held
-        self._sweep_timer = self._loop.call_later(SWEEP_INTERVAL, self._sweep) if waiting else None
-
     def on_confirm(self, sequence: int, multiple: bool, taken: bool) -> None:
-        if not multiple:
-            if publish := self._unconfirmed.pop(sequence, None):
-                self._confirm(publish, taken)
-            return
-        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= sequence:
-            self._confirm(self._unconfirmed.pop(first), taken)
-
-    def _confirm(self, publish: _Publish, taken: bool) -> None:
-        if publish.future.done():  # cancelled by whom it belongs to
-            return
-        if taken:
-            publish.future.set_result(None)
-        else:
-            message = publish.message
-            publish.fail(
-                Refused(
-                    f"the broker refused a message for {message.routing_key!r}: its queue is full",
-                    message_id=message.properties.message_id,
-                )
-            )
+        """See `Events`."""
+        self._publishes.on_confirm(sequence, multiple, taken)
 
     def on_return(self, method: bytes, properties: Properties) -> None:
-        _, exchange, routing_key = frames.read_return(method)
-        # A return does not say which publish it is about; returns come in the order of their publishes.
-        for sequence, publish in self._unconfirmed.items():
-            message = publish.message
-            if (
-                message.properties.message_id == properties.message_id
-                and message.properties.correlation_id == properties.correlation_id
-                and message.routing_key == routing_key
-                and message.exchange == exchange
-            ):
-                del self._unconfirmed[sequence]
-                publish.fail(Unroutable(f"no queue is bound to {routing_key!r} of exchange {exchange!r}"))
-                return
+        """See `Events`."""
+        self._publishes.on_return(*frames.read_return(method), properties)
 
     def on_blocked(self, reason: str | None) -> None:
-        self._blocked = reason
-        while self._held and self._blocked is None:
-            publish = self._held.popleft()
-            if not publish.future.done():
-                self._send(publish)
+        """See `Events`."""
+        self._publishes.on_blocked(reason)
         if self._on_blocked is not None:
             self._on_blocked(reason)
 
@@ -280,13 +193,14 @@ class AmqpChannel:
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> Consumer:
-        if not no_ack and not prefetch:
-            raise ValueError("a consumer that acks needs a prefetch: without one the whole queue would come at once")
+        """Subscribe; returns when the broker has confirmed it. Raises ValueError for a prefetch that is none."""
+        if not no_ack and not 1 <= prefetch <= MAX_PREFETCH:
+            raise ValueError(f"a consumer that acks needs a prefetch of 1 … {MAX_PREFETCH}, not {prefetch}")
         methods = self._methods()
         consumer = Consumer(tag=next(self._tags), queue=queue)
-        self._subscriptions[consumer.tag] = _Subscription(consumer, on_delivery, on_cancelled)
+        self._subscriptions[consumer.tag] = _Subscription(consumer, on_delivery, on_cancelled, no_ack)
         if not no_ack:
-            # Not global: in AMQP's words, for the consumers that follow on this channel, each (CONS, "prefetch").
+            # Not global: for each consumer that follows on this channel (rabbitmq.com/docs/consumer-prefetch).
             methods.basic_qos(prefetch_count=prefetch)
         await self._call(
             methods.basic_consume,
@@ -300,6 +214,7 @@ class AmqpChannel:
         return consumer
 
     async def cancel(self, consumer: Consumer) -> None:
+        """End the subscription; what is on its way until the broker confirms that is still delivered."""
         subscription = self._subscriptions.get(consumer.tag)
         if subscription is None:
             return
@@ -309,31 +224,42 @@ class AmqpChannel:
         self._subscriptions.pop(consumer.tag, None)
 
     def on_deliver(self, method: bytes, properties: Properties, body: bytes) -> None:
+        """See `Events`."""
         consumer_tag, tag, redelivered, exchange, routing_key = frames.read_deliver(method)
         subscription = self._subscriptions.get(consumer_tag)
         if subscription is None or self._ended is not None:
             return
-        self._unsettled[tag] = None
-        subscription.on_delivery(
-            Delivery(
-                body=body,
-                properties=properties,
-                exchange=exchange,
-                routing_key=routing_key,
-                redelivered=redelivered,
-                delivery_count=_delivery_count(properties) if redelivered else 0,
-                tag=tag,
-                channel=self,
-            )
+        if not subscription.no_ack:
+            self._unsettled[tag] = None
+        delivery = Delivery(
+            body=body,
+            properties=properties,
+            exchange=exchange,
+            routing_key=routing_key,
+            redelivered=redelivered,
+            delivery_count=_delivery_count(properties) if redelivered else 0,
+            tag=tag,
+            channel=self,
         )
+        try:
+            subscription.on_delivery(delivery)
+        except Exception as error:
+            # Nobody would settle that delivery. The loop's exception handler gets it, and the socket is closed.
+            self.on_ended(ChannelClosed(f"on_delivery raised {type(error).__name__}: {error}"))
+            raise
 
     def on_cancelled(self, tag: str) -> None:
+        """See `Events`."""
         subscription = self._subscriptions.pop(tag, None)
         if subscription is not None and subscription.on_cancelled is not None:
             subscription.on_cancelled(subscription.consumer)
 
     def ack(self, tag: int) -> None:
+        """Settle one delivery. Does nothing on a closed channel; an unknown tag closes it (406)."""
         if self._ended is not None:
+            return
+        if tag not in self._unsettled or tag in self._acked:
+            self._connection.send(frames.ack_frame(tag))  # a mistake, which the broker answers with 406
             return
         if not self._acked:
             self._loop.call_soon(self._send_acks)
@@ -342,30 +268,34 @@ class AmqpChannel:
     def _send_acks(self) -> None:
         """Send what was acked in this turn of the loop: the oldest, as far as they are in a row, with one ack."""
         acked, self._acked = self._acked, set()
-        if self._ended is not None:
-            return
         row = 0
         for tag in self._unsettled:
             if tag not in acked:
                 break
             row = tag
         for tag in acked:
-            del self._unsettled[tag]
+            self._unsettled.pop(tag, None)
             if tag > row:
                 self._connection.send(frames.ack_frame(tag))
         if row:
             self._connection.send(frames.ack_frame(row, multiple=True))
 
     def reject(self, tag: int, *, requeue: bool) -> None:
+        """Hand one delivery back, or dead-letter it. Otherwise as `ack`."""
         if self._ended is None:
-            del self._unsettled[tag]
+            self._unsettled.pop(tag, None)
             self._connection.send(frames.reject_frame(tag, requeue=requeue))
 
     # Queues and exchanges.
 
     async def declare(self, resources: Iterable[Resource]) -> None:
-        # Without a wait for each: the broker answers only the last, and closes the channel over the first it refuses.
-        *silent, last = resources
+        """Declare all of them, in order and in one go.
+
+        The broker answers only the last one: the channel closes over the first it refuses.
+        """
+        if not (ordered := list(resources)):
+            return
+        *silent, last = ordered
         try:
             for resource in silent:
                 self._declare(resource)
@@ -392,39 +322,42 @@ class AmqpChannel:
                 methods.queue_bind(destination, source, key, callback=callback)
 
     async def declare_reply_queue(self) -> str:
+        """The pseudo queue of direct reply-to: the broker puts this channel's address in its place."""
+        self._methods()
         return DIRECT_REPLY_TO
 
     async def queue_length(self, queue: str) -> int:
+        """How many messages are ready in `queue`."""
         answer = await self._call(self._methods().queue_declare, queue, passive=True)
         return int(answer.method.message_count)
 
     async def purge(self, queue: str) -> int:
+        """Remove all messages that are ready; how many they were."""
         answer = await self._call(self._methods().queue_purge, queue)
         return int(answer.method.message_count)
 
     # The end.
 
     async def close(self) -> None:
+        """Close channel and connection, after what was acked is sent; takes at most CLOSE_TIMEOUT (3 s)."""
         if self._ended is None:
+            self._send_acks()
             self._finish(ChannelClosed("the channel was closed by this side"))
         self._connection.begin_close()
         await asyncio.shield(self._connection.gone)
 
     def on_ended(self, reason: ChannelClosed) -> None:
+        """See `Events`."""
         if self._ended is None:
             self._finish(reason)
             self._on_closed(reason)
 
     def _finish(self, reason: ChannelClosed) -> None:
         self._ended = reason
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
-        unfinished = (*self._unconfirmed.values(), *self._held)
-        self._unconfirmed.clear()
-        self._held.clear()
         self._subscriptions.clear()
-        for publish in unfinished:
-            publish.fail(self._closed_error())
+        self._unsettled.clear()
+        self._acked.clear()
+        self._publishes.end(reason)
         for call in tuple(self._calls):
             if not call.done():
                 call.set_exception(self._closed_error())
@@ -468,11 +401,12 @@ def _difference(reason: str) -> str:
     """RabbitMQ's 406 as a sentence that says what differs and what to do."""
     if (found := _INEQUIVALENT.search(reason)) is None:
         return reason
-    kind, name = found["kind"], found["name"]
+    kind, name, vhost = found["kind"], found["name"], found["vhost"]
+    command = f"rabbitmqctl --vhost {vhost} delete_queue {name}, " if kind == "queue" else ""
     return (
-        f"{kind} {name!r} in vhost {found['vhost']!r} exists with another {found['argument']}: "
+        f"{kind} {name!r} in vhost {vhost!r} exists with another {found['argument']}: "
         f"there it is {found['current']}, wanted was {found['received']}. "
-        f"Empty and delete the {kind} (rabbitmqctl delete_queue {name}), or use another vhost"
+        f"Empty and delete it ({command}or in the management page), or use another vhost"
     )
 
 

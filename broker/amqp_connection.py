@@ -176,8 +176,10 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         if cause is None:
             cause = error = exceptions.StreamLostError("the broker hung up")
         self._loss = str(cause.args[0]) if isinstance(cause, exceptions.AMQPError) and cause.args else str(cause)
-        self._on_stream_terminated(error)
-        self.gone.set_result(None)
+        try:
+            self._on_stream_terminated(error)
+        finally:  # whatever a callback raises
+            self.gone.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         self.bytes_received += len(data)  # pika's heartbeat checker watches it
@@ -187,17 +189,24 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         size = len(data)
         while size - position > frames.FRAME_HEAD_SIZE:
             kind, channel, length = frames.FRAME_HEAD.unpack_from(data, position)
-            if kind not in _FRAME_KINDS:
-                self._terminate_stream(exceptions.StreamLostError("what answers there does not speak AMQP 0-9-1"))
+            if kind not in _FRAME_KINDS or length > self.params.frame_max:
+                self._refuse("what answers there does not speak AMQP 0-9-1")
                 return
             start = position + frames.FRAME_HEAD_SIZE
             end = start + length
             if end >= size:
                 break
+            if data[end] != frames.FRAME_END:
+                self._refuse("a frame did not end where it should")
+                return
             if channel != frames.CHANNEL or not self._take(kind, data[start:end]):
                 self._pass_on(data[position : end + 1])
             position = end + 1
         self._unread = data[position:]
+
+    def _refuse(self, reason: str) -> None:
+        self._unread = b""
+        self._terminate_stream(exceptions.StreamLostError(reason))
 
     def _pass_on(self, data: bytes) -> None:
         _, whole = frame.decode_frame(data)

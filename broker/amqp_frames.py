@@ -22,7 +22,7 @@ from pika import spec
 from pika.data import decode_value
 from pika.exceptions import InvalidFieldTypeException
 
-from bridge_protocol.envelope import Properties
+from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
 from broker.contract import Message
 
 METHOD, HEADER, BODY, HEARTBEAT = spec.FRAME_METHOD, spec.FRAME_HEADER, spec.FRAME_BODY, spec.FRAME_HEARTBEAT
@@ -45,7 +45,7 @@ _LENGTH = _METHOD = struct.Struct(">I")
 _INTEGER = struct.Struct(">q")
 _SMALL_INTEGER = struct.Struct(">i")
 _TAG = struct.Struct(">Q")
-_MANDATORY = b"\x01"
+_DIRECT_REPLY = f"{DIRECT_REPLY_TO}."
 
 # Which properties are present, in the order they are written (AMQP 0-9-1, 4.2.6.1).
 _CONTENT_TYPE, _CONTENT_ENCODING, _HEADERS, _DELIVERY_MODE, _PRIORITY, _CORRELATION_ID, _REPLY_TO = (
@@ -74,6 +74,7 @@ _UNREADABLE = (
 def publish_frames(message: Message, largest_body: int) -> list[bytes]:
     """The frames that publish `message` as mandatory. A body over `largest_body` bytes takes several.
 
+    A direct reply is not mandatory: RabbitMQ 4.0 delivers it and returns it all the same, as no queue is bound.
     The message must have passed `broker.limits.check_message`.
     """
     method = b"".join(
@@ -81,7 +82,7 @@ def publish_frames(message: Message, largest_body: int) -> list[bytes]:
             _PUBLISH.pack(spec.Basic.Publish.INDEX, 0),
             _short(message.exchange),
             _short(message.routing_key),
-            _MANDATORY,
+            b"\x00" if message.routing_key.startswith(_DIRECT_REPLY) and not message.exchange else b"\x01",
         )
     )
     body = message.body
@@ -140,11 +141,11 @@ def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
     return consumer, tag, redelivered, exchange, _read_short(payload, offset)[0]
 
 
-def read_return(payload: bytes) -> tuple[str, str, str]:
-    """Reply text, exchange and routing key of a Basic.Return."""
-    text, offset = _read_short(payload, 6)
+def read_return(payload: bytes) -> tuple[str, str]:
+    """Exchange and routing key of a Basic.Return."""
+    _, offset = _read_short(payload, 6)  # code and text: always 312, NO_ROUTE
     exchange, offset = _read_short(payload, offset)
-    return text, exchange, _read_short(payload, offset)[0]
+    return exchange, _read_short(payload, offset)[0]
 
 
 def read_content_header(payload: bytes) -> tuple[int, Properties]:

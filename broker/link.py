@@ -16,23 +16,29 @@ import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from bridge_protocol.errors import BrokerUnavailable, CodedError
-from broker.contract import AccessRefused, Broker, BrokerError, Channel, ChannelClosed, Message, TopologyMismatch
+from bridge_protocol.errors import BrokerUnavailable
+from broker.contract import Broker, BrokerError, Channel, ChannelClosed, ConnectionRefused, Message
+from broker.limits import check_message
 
-FIRST_PAUSE = 0.1
+FIRST_PAUSE = 0.1  # seconds before a first try to connect again; doubles with each further one
 # Back within 30 s of the broker's return, even if the last attempt just failed.
-LONGEST_PAUSE = 5.0
+LONGEST_PAUSE = 5.0  # seconds
+STEADY = 10.0  # seconds a channel has to last for its loss to be a first one again
+
+NOT_STARTED = "the connection was not started"
 CLOSED_HERE = "the connection was closed here"
 
 logger = logging.getLogger("quaybridge.broker")
 
 
 class Link:
-    """One supervised channel. Everything runs on the event loop that called `start`.
+    """One supervised channel. It is started once, and runs on the event loop that did so.
 
     `set_up` is awaited with each new channel before it is used, and may raise BrokerError to have it tried
-    again; `on_lost` is called with the reason each time a channel that was in use is gone: its deliveries
-    will come again, its unanswered requests will not be answered.
+    again; `on_lost` is called with the reason each time a channel that was in use is gone, and closed: its
+    deliveries will come again, its unanswered requests will not be answered. It is not called by `close`.
+    `readdress` is given each message that waited for a channel, before it is sent: what was made for an
+    earlier channel (its address for replies) is made anew there.
     """
 
     def __init__(
@@ -42,6 +48,7 @@ class Link:
         *,
         set_up: Callable[[Channel], Awaitable[None]],
         on_lost: Callable[[str], None] | None = None,
+        readdress: Callable[[Message], Message] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.broker = broker
@@ -49,39 +56,43 @@ class Link:
         self.channel: Channel | None = None
         self._set_up = set_up
         self._on_lost = on_lost
+        self._readdress = readdress
         self._jitter = jitter
-        self._waiting: set[_Waiting] = set()
-        self._closed: asyncio.Event = asyncio.Event()
+        self._waiting: dict[_Waiting, None] = {}  # in the order in which they will be sent
+        self._out_of_use: str | None = NOT_STARTED  # why it neither has a channel nor will have one
         self._lost: asyncio.Future[str] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._first: asyncio.Future[None] | None = None
         self._trouble: BrokerError | None = None
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed.is_set() else "up" if self.channel is not None else "down"
+        state = "out of use" if self._out_of_use else "up" if self.up else "down"
         return f"<Link {self.name!r} to {self.broker.address} {state}, {len(self._waiting)} waiting>"
 
     @property
     def up(self) -> bool:
         """Whether there is a channel to publish on."""
-        return self.channel is not None
+        return self.channel is not None and not self.channel.closed
 
     async def start(self, timeout: float) -> None:
         """Connect; returns when the channel is set up.
 
-        Raises AccessRefused and TopologyMismatch at once, and the last ConnectionRefused or ChannelClosed
-        after `timeout` seconds without success. The link is closed then.
+        Raises at once what no further try would change (AccessRefused, TopologyMismatch, and what `set_up`
+        raises beside BrokerError), and the last ConnectionRefused or ChannelClosed after `timeout` seconds
+        without success. The link is closed then. Raises RuntimeError if it was started or closed before.
         """
+        if self._out_of_use is not NOT_STARTED or self._keeper is not None:
+            raise RuntimeError(f"{self!r} was started or closed before: make another")
+        self._out_of_use = None
         loop = asyncio.get_running_loop()
-        self._first = loop.create_future()
-        self._keeper = loop.create_task(self._keep(self._first), name=f"link {self.name}")
+        first: asyncio.Future[None] = loop.create_future()
+        self._keeper = loop.create_task(self._keep(first), name=f"link {self.name}")
+        self._keeper.add_done_callback(lambda keeper: self._on_keeper_done(keeper, first))
         try:
             async with asyncio.timeout(timeout):
-                await asyncio.shield(self._first)
+                await asyncio.shield(first)
         except TimeoutError:
-            trouble = self._trouble or ChannelClosed(f"{self.broker.address} gave no answer within {timeout:g} s")
             await self.close()
-            raise trouble from None
+            raise self._trouble or ChannelClosed(f"{self.broker.address} gave no answer in {timeout:g} s") from None
         except BaseException:
             await self.close()
             raise
@@ -89,20 +100,26 @@ class Link:
     def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
         """Publish on the channel, or on the next one. The future ends within about `timeout` seconds.
 
-        It ends as Channel.publish says, or with BrokerUnavailable: there was no channel in time, it was not sent.
-        Raises BadRequest and TooLarge for a message that cannot be sent.
+        It ends as Channel.publish says, or with BrokerUnavailable: there was no channel in time, it was not
+        sent and will not be. Raises BadRequest and TooLarge for a message that cannot be sent.
         """
         channel = self.channel
         if channel is not None and not channel.closed:
             return channel.publish(message, timeout=timeout)
+        check_message(message)
         loop = asyncio.get_running_loop()
         waiting = _Waiting(message, loop.time() + timeout, loop.create_future())
-        self._waiting.add(waiting)
-        if self._closed.is_set():
-            self._give_up(waiting, CLOSED_HERE)
+        if self._out_of_use is not None:
+            waiting.give_up(self._out_of_use)
             return waiting.future
-        timer = loop.call_later(timeout, self._give_up, waiting, f"no connection to {self.broker.address} in time")
-        waiting.future.add_done_callback(lambda _: timer.cancel())
+        self._waiting[waiting] = None
+        timer = loop.call_at(waiting.deadline, self._overdue, waiting)
+
+        def forget(_: object) -> None:
+            timer.cancel()
+            self._waiting.pop(waiting, None)
+
+        waiting.future.add_done_callback(forget)
         return waiting.future
 
     def rebuild(self, reason: str) -> None:
@@ -112,38 +129,39 @@ class Link:
 
     async def close(self) -> None:
         """Stop for good. What waits ends in BrokerUnavailable."""
-        self._closed.set()
-        for waiting in list(self._waiting):
-            self._give_up(waiting, CLOSED_HERE)
+        self._retire(CLOSED_HERE)
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait([self._keeper])
-            self._keeper = None
         channel, self.channel = self.channel, None
         if channel is not None:
             await channel.close()
 
     async def _keep(self, first: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
         failures = 0
-        while not self._closed.is_set():
+        while True:
             try:
                 lost = await self._connect()
             except BrokerError as error:
-                self._report(error, failures)
-                if not first.done() and isinstance(error, AccessRefused | TopologyMismatch):
+                if not first.done() and not isinstance(error, ConnectionRefused | ChannelClosed):
                     first.set_exception(error)
                     return
-                await asyncio.sleep(self._pause(failures))
-                failures += 1
-                continue
-            if not first.done():
-                first.set_result(None)
-            elif self._trouble is not None:
-                logger.info("%s: connected again to %s", self.name, self.broker.address)
-            self._trouble = None
-            failures = 0
-            reason = await lost
-            await self._drop(reason)
+                self._report(error, failures)
+            else:
+                since = loop.time()
+                if not first.done():
+                    first.set_result(None)
+                elif self._trouble is not None:
+                    logger.info("%s: connected again to %s", self.name, self.broker.address)
+                self._trouble = None
+                reason = await lost
+                await self._drop(reason)
+                if loop.time() - since >= STEADY:
+                    failures = 0
+            # After a loss too: a broker that restarts loses everybody at once, and may be lost again at once.
+            await asyncio.sleep(self._pause(failures))
+            failures += 1
 
     async def _connect(self) -> asyncio.Future[str]:
         """A channel that is set up and in use; the future it gives ends, with the reason, when it is lost."""
@@ -157,29 +175,49 @@ class Link:
         channel = await self.broker.open(self.name, on_closed=on_closed, on_blocked=self._on_blocked)
         try:
             await self._set_up(channel)
+            if lost.done():
+                raise ChannelClosed(lost.result())
         except BaseException:
             await channel.close()
             raise
-        if lost.done():
-            raise ChannelClosed(lost.result())
         self.channel = channel
         for waiting in list(self._waiting):
             self._send(waiting, channel)
         return lost
 
     async def _drop(self, reason: str) -> None:
-        channel, self.channel = self.channel, None
+        channel = self.channel
+        assert channel is not None
         self._trouble = ChannelClosed(reason)
-        logger.warning("%s: lost the connection to %s: %s", self.name, self.broker.address, reason)
-        if channel is not None:
+        logger.warning("%s: connection lost: %s", self.name, reason)
+        if not channel.closed:  # it is being rebuilt
             await channel.close()
         if self._on_lost is not None:
             self._on_lost(reason)
+        # Told first: this may wait a few seconds for a socket.
+        await channel.close()
+        self.channel = None
+
+    def _on_keeper_done(self, keeper: asyncio.Task[None], first: asyncio.Future[None]) -> None:
+        """Nothing ends the keeper but `close`, an error that is for `start` to raise, and a bug."""
+        if keeper.cancelled() or (bug := keeper.exception()) is None:
+            return
+        if not first.done():
+            first.set_exception(bug)
+            return
+        logger.error("%s: out of use: %r", self.name, bug, exc_info=bug)
+        self._retire(f"the connection is out of use: {bug!r}")
+
+    def _retire(self, reason: str) -> None:
+        self._out_of_use = reason
+        for waiting in self._waiting:
+            waiting.give_up(reason)
+        self._waiting.clear()
 
     def _report(self, error: BrokerError, failures: int) -> None:
         """Say it once for each new reason, then only now and then."""
         if str(error) != str(self._trouble) or failures % 20 == 19:
-            logger.warning("%s: cannot connect to %s: %s", self.name, self.broker.address, error)
+            logger.warning("%s: cannot connect: %s", self.name, error)
         self._trouble = error
 
     def _pause(self, failures: int) -> float:
@@ -191,22 +229,22 @@ class Link:
         else:
             logger.warning("%s: %s takes no messages for now: %s", self.name, self.broker.address, reason)
 
-    def _give_up(self, waiting: _Waiting, reason: str) -> None:
+    def _overdue(self, waiting: _Waiting) -> None:
         if waiting in self._waiting:
-            self._waiting.discard(waiting)
-            if not waiting.future.done():
-                waiting.future.set_exception(BrokerUnavailable(f"not sent: {reason}"))
+            del self._waiting[waiting]
+            because = f": {self._trouble}" if self._trouble is not None else ""
+            waiting.give_up(f"no connection to {self.broker.address} in time{because}")
 
     def _send(self, waiting: _Waiting, channel: Channel) -> None:
         left = waiting.deadline - asyncio.get_running_loop().time()
+        if waiting.future.done() or left <= 0:
+            return  # given up, or about to be
+        message = waiting.message if self._readdress is None else self._readdress(waiting.message)
         try:
-            sent = channel.publish(waiting.message, timeout=max(left, 0.0))
+            sent = channel.publish(message, timeout=left)
         except ChannelClosed:
             return  # it waits for the channel after this one
-        except CodedError as error:
-            sent = asyncio.get_running_loop().create_future()
-            sent.set_exception(error)
-        self._waiting.discard(waiting)
+        del self._waiting[waiting]
         sent.add_done_callback(waiting.pass_on)
 
 
@@ -218,10 +256,15 @@ class _Waiting:
     deadline: float
     future: asyncio.Future[None]
 
+    def give_up(self, reason: str) -> None:
+        if not self.future.done():
+            error = BrokerUnavailable(f"not sent: {reason}", message_id=self.message.properties.message_id)
+            self.future.set_exception(error)
+
     def pass_on(self, sent: asyncio.Future[None]) -> None:
+        error = sent.exception()
         if self.future.done():
             return
-        error = sent.exception()
         if error is None:
             self.future.set_result(None)
         else:

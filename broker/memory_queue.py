@@ -56,12 +56,12 @@ class Entry:
 
     __slots__ = ("deaths", "expires", "message", "position", "returns")
 
-    def __init__(self, message: Message, position: int, expires: float | None, deaths: Deaths) -> None:
+    def __init__(self, message: Message, position: int, expires: float | None, deaths: Deaths, returns: int) -> None:
         self.message = message
         self.position = position
         self.expires = expires
         self.deaths = deaths
-        self.returns = 0
+        self.returns = returns
 
     def __lt__(self, other: Entry) -> bool:
         return self.position < other.position
@@ -133,11 +133,13 @@ Assignment = tuple[Subscription, Entry]
 class DeadLetter:
     """A message to be published once more, to the queue's dead-letter exchange.
 
+    `returns` go with it: where it ends, its first delivery counts as one more, as in RabbitMQ 4.3.
     `kept`: the queue's strategy is at-least-once, so it waits where no queue takes it yet.
     """
 
     message: Message
     deaths: Deaths
+    returns: int
     kept: bool
 
 
@@ -152,8 +154,8 @@ class MemoryQueue:
         self.auto_delete = auto_delete
         ttl = arguments.get("x-message-ttl")
         self.ttl = None if ttl is None else ttl / 1000  # seconds
-        quorum = arguments.get("x-queue-type") == "quorum"
-        limit = arguments.get("x-delivery-limit", _DEFAULT_DELIVERY_LIMIT if quorum else -1)
+        self.quorum = arguments.get("x-queue-type") == "quorum"
+        limit = arguments.get("x-delivery-limit", _DEFAULT_DELIVERY_LIMIT if self.quorum else -1)
         self._delivery_limit: int | None = limit if limit >= 0 else None
         self._max_length: int | None = arguments.get("x-max-length")
         self._single_active: bool = arguments.get("x-single-active-consumer", False)
@@ -188,11 +190,11 @@ class MemoryQueue:
         """Whether a publish must be refused."""
         return self._max_length is not None and len(self) >= self._max_length
 
-    def put(self, message: Message, now: float, deaths: Deaths = ()) -> None:
+    def put(self, message: Message, now: float, deaths: Deaths = (), returns: int = 0) -> None:
         """Append `message`. Whoever publishes asks `full` first; dead letters are taken in any case."""
         self._positions += 1
         expires = None if self.ttl is None else now + self.ttl
-        entry = Entry(message, self._positions, expires, deaths)
+        entry = Entry(message, self._positions, expires, deaths, returns)
         priority = message.properties.priority
         lane = self._normal if priority is None or priority < _HIGH_PRIORITY else self._high
         lane.append(entry)
@@ -288,6 +290,7 @@ class MemoryQueue:
                 properties=replace(message.properties, headers=headers),
             ),
             deaths,
+            entry.returns + (reason == REJECTED),
             arguments.get("x-dead-letter-strategy") == "at-least-once",
         )
 

@@ -129,10 +129,13 @@ class VirtualHost:
                 self._expect_expiry(moment)
 
     def subscribe(self, subscription: Subscription) -> None:
-        """Take a consumer on. Raises ChannelClosed if it, or the one that is there, wants to be alone."""
+        """Take a consumer on. Raises ChannelClosed if it, or the one that is there, wants to be alone.
+
+        Quorum queues know no exclusive consumers: RabbitMQ takes the wish there, and does not heed it.
+        """
         queue = subscription.queue
         others = queue.subscriptions
-        if others and (subscription.exclusive or others[0].exclusive):
+        if others and not queue.quorum and (subscription.exclusive or others[0].exclusive):
             raise ChannelClosed(f"ACCESS_REFUSED - the queue {queue.name!r} is in exclusive use", ACCESS_REFUSED)
         queue.add(subscription)
         self.awake[queue] = None
@@ -172,8 +175,8 @@ class VirtualHost:
             return [] if queue is None else [queue]
         return [self.queues[name] for name in self._routing.route(message.exchange, message.routing_key)]
 
-    def _put(self, queue: MemoryQueue, message: Message, now: float, deaths: Deaths = ()) -> None:
-        queue.put(message, now, deaths)
+    def _put(self, queue: MemoryQueue, message: Message, now: float, deaths: Deaths = (), returns: int = 0) -> None:
+        queue.put(message, now, deaths, returns)
         if queue.ttl is not None:
             self._expect_expiry(now + queue.ttl)
         self.awake[queue] = None
@@ -194,7 +197,7 @@ class VirtualHost:
             return False
         queues = self._route(message)
         for queue in queues:
-            self._put(queue, message, now, letter.deaths)
+            self._put(queue, message, now, letter.deaths, letter.returns)
         return bool(queues)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_protocol import codec
 from bridge_protocol.envelope import ATTEMPT, NODE, REDELIVERED, RESULT
-from bridge_protocol.errors import Code, CodedError, FrameError, FrameKind, exception_for
+from bridge_protocol.errors import Code, FrameError, FrameKind, RequestFailed, exception_for
+from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
 
 
@@ -22,39 +22,41 @@ class Reply:
     node: str | None = None
 
 
-def read_reply(delivery: Delivery, message_id: str) -> Reply | CodedError:
+def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
     """What a reply says. Raises FrameError if it is no reply at all."""
     properties = delivery.properties
     headers = properties.headers
-    body = codec.decode(delivery.body)
     attempt = headers.get(ATTEMPT)
     node = headers.get(NODE)
-    attempt = attempt if isinstance(attempt, int) else 1
+    attempt = attempt if type(attempt) is int and attempt > 0 else 1
     node = node if isinstance(node, str) else None
-    if properties.type == RESULT:
+    said = decode_message(delivery.body)
+    if properties.type == RESULT and isinstance(said, Result):
         return Reply(
-            result=body.get("result"),
+            result=said.result,
             message_id=message_id,
             attempt=attempt,
             redelivered=headers.get(REDELIVERED) is True,
             node=node,
         )
-    try:
-        code = Code(properties.type or "")
-    except ValueError:
-        raise FrameError(FrameKind.BAD_ENVELOPE, f"a reply of type {properties.type!r:.40}") from None
-    error = body.get("error")
-    info = body.get("error_info")
+    failed = _exception(properties.type)
+    if failed is None or not isinstance(said, Failure):
+        raise FrameError(
+            FrameKind.BAD_ENVELOPE, f"a reply of type {properties.type!r:.40} that holds a {type(said).__name__}"
+        )
     details: dict[str, Any] = {}
-    if isinstance(info, dict):
-        # An application's own failure is told whole: its type and traceback too.
-        inner = info.get("details")
-        details = {key: info[key] for key in ("type", "traceback") if code is Code.APPLICATION_ERROR and key in info}
-        details |= inner if isinstance(inner, dict) else {}
-    return exception_for(code)(
-        error if isinstance(error, str) else code.value,
-        message_id=message_id,
-        attempt=attempt,
-        node=node,
-        details=details,
-    )
+    if said.info is not None:
+        details |= said.info.details
+        if failed.code is Code.APPLICATION_ERROR:
+            # An application's own failure is told whole: its type and traceback too.
+            details["type"] = said.info.type
+            details["traceback"] = said.info.traceback
+    return failed(said.error, message_id=message_id, attempt=attempt, node=node, details=details)
+
+
+def _exception(type: str | None) -> type[RequestFailed] | None:
+    """The exception for a reply's type, if it is a code that a reply can carry."""
+    if type not in Code:  # noqa: SIM
+        return None
+    found = exception_for(Code(type))
+    return found if issubclass(found, RequestFailed) else None

@@ -19,6 +19,7 @@ class Window:
         self._size = size
         self._used = 0
         self._used_size = 0
+        # Whoever gave up waiting stays in line until its turn would have come.
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def __repr__(self) -> str:
@@ -40,11 +41,10 @@ class Window:
         try:
             await turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.leave(size)  # it had just been given the room
+            if turn.cancelled():
+                self._admit()  # those behind it may have room
             else:
-                self._waiting.remove((size, turn))
-                self._admit()
+                self.leave(size)  # it had just been given its own
             raise
 
     def leave(self, size: int) -> None:
@@ -61,8 +61,11 @@ class Window:
         self._used_size += size
 
     def _admit(self) -> None:
-        while self._waiting and self._fits(self._waiting[0][0]):
-            size, turn = self._waiting.popleft()
+        while self._waiting:
+            size, turn = self._waiting[0]
             if not turn.done():
+                if not self._fits(size):
+                    return
                 self._take(size)
                 turn.set_result(None)
+            self._waiting.popleft()

@@ -11,14 +11,12 @@ import typer
 
 from quaybridge.command_call import call
 from quaybridge.command_demo import demo
-from quaybridge.command_demo import demo
 from quaybridge.command_publish import publish
 from quaybridge.command_worker import worker
 from quaybridge.exit_status import MEANINGS
 
 
-def version(wanted: bool) -> None:
-    """Print the version and end, if that is `wanted`."""
+def _print_version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
@@ -28,7 +26,7 @@ def version(wanted: bool) -> None:
 
 def quaybridge(
     version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version and end.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Programs that crash, leak and hang, in any language, behind a RabbitMQ queue, with nothing lost."""

@@ -11,6 +11,7 @@ import random
 import re
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from venue import PATIENCE, Inbox, Venue, until
@@ -106,7 +107,7 @@ class Contract:
         confirmed = channel.publish(sent, timeout=TIMEOUT)
         assert not confirmed.done()
         assert not len(inbox)
-        assert await confirmed is None
+        await confirmed
         delivery = await inbox.take()
         assert delivery.body == sent.body
         assert type(delivery.body) is bytes
@@ -154,9 +155,13 @@ class Contract:
         inbox = Inbox()
         await channel.consume(REQUESTS, inbox, prefetch=1000)
         confirmed: list[int] = []
+
+        def confirm(number: int, done: asyncio.Future[None]) -> None:
+            done.result()
+            confirmed.append(number)
+
         for number in range(1000):
-            future = channel.publish(request(number), timeout=TIMEOUT)
-            future.add_done_callback(lambda done, number=number: confirmed.append(number) or done.result())
+            channel.publish(request(number), timeout=TIMEOUT).add_done_callback(partial(confirm, number))
         arrived = [number_of(await inbox.take()) for _ in range(1000)]
         assert arrived == list(range(1000))
 
@@ -164,7 +169,7 @@ class Contract:
             return len(confirmed) == 1000
 
         await until(all_confirmed)
-        # RabbitMQ may confirm a range out of order, and says so of itself; each must be confirmed once.
+        # Each once; RabbitMQ promises no order among confirms.
         assert sorted(confirmed) == list(range(1000))
 
     async def test_a_message_without_a_queue_is_returned(self, venue: Venue) -> None:
@@ -323,7 +328,6 @@ class Contract:
         letter = await dead.take()
         assert letter.body == sent.body
         assert (letter.exchange, letter.routing_key) == (EXCHANGE, dead_letter_key(SERVICE))
-        assert (letter.redelivered, letter.delivery_count) == (False, 0)
         assert letter.properties.message_id == sent.properties.message_id
         assert letter.properties.type == sent.properties.type
         headers = letter.properties.headers
@@ -514,12 +518,14 @@ class Contract:
         assert refusal.value.code == 404
         assert (await closing_of(venue)).code == 404
 
-    async def test_an_exclusive_consumer_is_alone(self, venue: Venue) -> None:
+    @pytest.mark.parametrize(("first", "second"), [(True, False), (False, True)])
+    async def test_an_exclusive_consumer_is_alone(self, venue: Venue, first: bool, second: bool) -> None:
         channel, other = await venue.open(), await venue.open("other")
-        await channel.declare(TOPOLOGY)
-        await channel.consume(REQUESTS, Inbox(), prefetch=1, exclusive=True)
+        # Quorum queues do not heed the wish.
+        await channel.declare([Queue("classic", {"x-queue-type": "classic"})])
+        await channel.consume("classic", Inbox(), prefetch=1, exclusive=first)
         with pytest.raises(ChannelClosed) as refusal:
-            await other.consume(REQUESTS, Inbox(), prefetch=1)
+            await other.consume("classic", Inbox(), prefetch=1, exclusive=second)
         assert refusal.value.code == 403
         assert not channel.closed
 
@@ -563,7 +569,8 @@ class Contract:
         await active.take()
         await first.close()
         taken = [await standby.take() for _ in range(2)]
-        assert [(number_of(delivery), delivery.redelivered) for delivery in taken] == [(1, True), (2, False)]
+        # RabbitMQ may hand over before the message that was held is back.
+        assert sorted((number_of(delivery), delivery.redelivered) for delivery in taken) == [(1, True), (2, False)]
 
     async def test_a_higher_priority_takes_over_once_the_active_consumer_has_settled(self, venue: Venue) -> None:
         first, second = await venue.open("first"), await venue.open("second")
@@ -615,7 +622,7 @@ class Contract:
                 correlation_id=delivery.properties.correlation_id, code=None, attempt=1, node="n", redelivered=False
             ),
         )
-        await publish(answering, reply)
+        await publish(answering, reply)  # on 4.0 only if it is not mandatory: it returns every direct reply
         answer = await replies.take()
         assert answer.body == reply.body
         assert answer.properties == reply.properties

@@ -93,6 +93,24 @@ class Refused(Exception):
     pass
 
 
+def deepest(text: str) -> int:
+    """How deep a JSON text nests, read one character at a time."""
+    depth = most = 0
+    in_string = escaped = False
+    for character in text:
+        if in_string:
+            in_string = escaped or character != '"'
+            escaped = not escaped and character == "\\"
+        elif character == '"':
+            in_string = True
+        elif character in "[{":
+            depth += 1
+            most = max(most, depth)
+        elif character in "]}":
+            depth -= 1
+    return most
+
+
 def strictly(payload: bytes) -> dict[str, Any]:
     """What the standard library reads, once all that another parser might read differently is refused."""
 
@@ -110,33 +128,19 @@ def strictly(payload: bytes) -> dict[str, Any]:
             raise Refused(text)
         return float(text)
 
-    def check(value: Any, depth: int) -> None:
-        if depth > codec.MAX_DEPTH:
-            raise Refused("depth")
-        if isinstance(value, str):
-            value.encode()
-        elif isinstance(value, dict):
-            for key, inner in value.items():
-                key.encode()
-                check(inner, depth + isinstance(inner, dict | list))
-        elif isinstance(value, list):
-            for inner in value:
-                check(inner, depth + isinstance(inner, dict | list))
-
     objects: list[list[tuple[str, Any]]] = []
 
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         objects.append(items)
-        for key, inner in items:  # also of those that a second one replaces
-            check(key, 0)
-            check(inner, 0)
         return dict(items)
 
     if payload[:1] != b"{":
         raise Refused("start")
     text = payload.decode("utf-8")
     value = json.loads(text, parse_int=integer, parse_float=number, parse_constant=refuse, object_pairs_hook=pairs)
-    check(value, 1)
+    json.dumps(objects, ensure_ascii=False).encode()  # no lone surrogates, also where a second value replaced a first
+    if deepest(text) > codec.MAX_DEPTH:
+        raise Refused("depth")
     if len(objects[-1]) != len(dict(objects[-1])):
         raise Refused("twice")
     return value  # type: ignore[no-any-return]  # it begins with a brace

@@ -163,14 +163,6 @@ def test_services_of_any_names_never_get_each_others_messages(services: list[str
         assert network.publish(EXCHANGE, dead_letter_key(service)) == {dead_letter_queue(service)}
 
 
-def test_a_delay_is_due_although_another_service_waits_for_ever() -> None:
-    """Queue n holds only messages of one TTL, so that the head is always the next to expire."""
-    for queue in BROKER.queues.values():
-        if "x-message-ttl" in queue.arguments:
-            assert {binding.key for binding in BROKER.bindings[queue.name] if not binding.to_exchange}
-            assert queue.arguments["x-message-ttl"] == 2 ** int(queue.name.rsplit(".")[-1]) * 1000
-
-
 def test_delays_reach_36_hours() -> None:
     assert MAX_DELAY == 2**DELAY_LEVELS - 1 == 131_071
     assert MAX_DELAY >= 36 * 3600

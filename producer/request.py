@@ -1,0 +1,73 @@
+"""A request that is ready to go: checked and encoded, from whatever thread, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import random
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bridge_protocol.envelope import request_properties
+from bridge_protocol.errors import BadRequest, TooLarge
+from bridge_protocol.frames import DEFAULT_LIMIT
+from bridge_protocol.messages import MAX_ID, RESERVED_COMMANDS, Request, encode_request, format_timestamp
+from bridge_protocol.topology import EXCHANGE, service_name_problem
+from broker.contract import Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedRequest:
+    """A request's body, and what its envelope will say. `deadline` in Unix milliseconds."""
+
+    message_id: str
+    service: str
+    command: str
+    body: bytes
+    deadline: int | None
+
+    def message(self, reply_to: str | None) -> Message:
+        """What is published."""
+        properties = request_properties(
+            message_id=self.message_id, command=self.command, reply_to=reply_to, deadline=self.deadline
+        )
+        return Message(exchange=EXCHANGE, routing_key=self.service, body=self.body, properties=properties)
+
+
+def prepare(
+    service: str, command: str, args: Mapping[str, Any] | None, *, now: float, timeout: float | None
+) -> PreparedRequest:
+    """Check and encode a request. `now` in seconds since 1970; `timeout` in seconds makes its deadline.
+
+    Raises BadRequest and TooLarge. `args` is not looked at again.
+    """
+    if problem := service_name_problem(service):
+        raise BadRequest(problem)
+    if command in RESERVED_COMMANDS:
+        raise BadRequest(f"the command {command!r} is the nodes' own")
+    if args is not None and not isinstance(args, Mapping):
+        raise BadRequest(f"args must be a mapping of names to values, not {type(args).__name__}")
+    deadline = None if timeout is None else int((now + timeout) * 1000)
+    # The id only has to differ from the others on one bridge; the message id is what nobody may guess.
+    request = Request(
+        id=random.randint(1, MAX_ID),  # noqa: S311
+        command=command,
+        args=dict(args or {}),
+        timestamp=format_timestamp(now),
+        deadline=deadline,
+    )
+    message_id = secrets.token_hex(16)
+    try:
+        body = encode_request(request)
+    except ValueError as error:
+        raise BadRequest(str(error), message_id=message_id) from error
+    if len(body) > DEFAULT_LIMIT:
+        raise TooLarge(f"a request of {len(body):,} bytes, the limit is {DEFAULT_LIMIT:,}", message_id=message_id)
+    return PreparedRequest(message_id=message_id, service=service, command=command, body=body, deadline=deadline)
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise BadRequest for a timeout that is not a positive, finite number of seconds."""
+    if not 0 < timeout < math.inf:
+        raise BadRequest(f"a timeout must be more than 0 seconds and finite, not {timeout}")
