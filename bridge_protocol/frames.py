@@ -101,7 +101,7 @@ class FrameDecoder:
         if size > self.limit:
             detail = f"a length of {size:,} bytes, the limit is {self.limit:,}"
             if _TEXT.issuperset(chunk[start : start + HEADER_SIZE]):
-                detail += "; text where a length belongs: does something print to stdout?"
+                detail += " (looks like text: did the program print to stdout, or is its stderr merged into it?)"
             raise self._fail(FrameKind.FRAME_TOO_LARGE, detail, start)
         if size == 0:
             raise self._fail(FrameKind.EMPTY_FRAME, "a length of 0", start)

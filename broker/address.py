@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 DEFAULT_USER = "guest"
-DEFAULT_HEARTBEAT = 15  # seconds
+# A silent broker is noticed after one or two looks, each this and 5 s apart (pika/heartbeat.py): within 30 s.
+DEFAULT_HEARTBEAT = 10  # seconds
 MIN_HEARTBEAT = 5  # seconds; rabbitmq.com/docs/heartbeats: lower values are likely to cause false positives
 MAX_HEARTBEAT = 3600  # seconds
 PORTS = {"amqp": 5672, "amqps": 5671}

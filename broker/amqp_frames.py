@@ -4,11 +4,11 @@
     publish  a method frame, a header frame (size of the body, properties), body frames of up to frame_max − 8
     delivery the same three
 
-Everything else AMQP says is rare and left to pika. These are done here for two reasons: pika takes about four
-times as long over them, and its decoder raises, which ends the connection, on values any publisher can send and
-RabbitMQ passes on (a NaN, a date past the year 9999, tables nested a thousand deep): the message would come
-back, and end the next connection too. Here what cannot be read becomes None, and text that is no UTF-8 gets
-replacement characters, so that whoever checks it finds it wrong, not absent.
+Everything else AMQP says is rare and left to pika. These are done here for two reasons: pika takes twice as long over
+them, and its decoder raises, which ends the connection, on values any publisher can send and RabbitMQ passes on
+(a date past the year 9999, tables nested a thousand deep): the message would come back, and end the next
+connection too. Here what cannot be read becomes None, and text that is no UTF-8 gets replacement characters, so
+that whoever checks it finds it wrong, not absent.
 """
 
 from __future__ import annotations

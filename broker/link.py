@@ -200,7 +200,12 @@ class Link:
 
     def _on_keeper_done(self, keeper: asyncio.Task[None], first: asyncio.Future[None]) -> None:
         """Nothing ends the keeper but `close`, an error that is for `start` to raise, and a bug."""
-        if keeper.cancelled() or (bug := keeper.exception()) is None:
+        if keeper.cancelled():
+            if not first.done():
+                first.set_exception(ChannelClosed(CLOSED_HERE))
+            return
+        bug = keeper.exception()
+        if bug is None:
             return
         if not first.done():
             first.set_exception(bug)

@@ -78,7 +78,7 @@ class MemoryBroker:
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop it belongs to; None until a channel is opened."""
+        """The event loop it belongs to; None until it is used."""
         return self._loop
 
     async def open(
@@ -89,10 +89,7 @@ class MemoryBroker:
         on_blocked: Callable[[str | None], None] | None = None,
     ) -> MemoryChannel:
         """Open a channel. Raises BrokerError on another event loop than the first one's."""
-        if self._loop is None:
-            self._loop = asyncio.get_running_loop()
-        self._check_loop()
-        channel = MemoryChannel(self, self._loop, name, on_closed, on_blocked)
+        channel = MemoryChannel(self, self._check_loop(), name, on_closed, on_blocked)
         self._channels[channel] = None
         if self._blocked is not None:
             self._tell_blocked(channel)
@@ -140,9 +137,13 @@ class MemoryBroker:
         ready = len(self._vhost.queues[queue])
         return Counts(ready, sum(channel._unacked_of(queue) for channel in self._channels))
 
-    def _check_loop(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
-            raise BrokerError("this embedded broker belongs to another event loop: share it only within one loop")
+    def _check_loop(self) -> asyncio.AbstractEventLoop:
+        running = asyncio.get_running_loop()
+        if running is not self._loop:
+            if self._loop is not None:
+                raise BrokerError("this embedded broker belongs to another event loop: share it only within one")
+            self._loop = running
+        return running
 
     def _tell_blocked(self, channel: MemoryChannel) -> None:
         if channel._on_blocked is not None:
@@ -457,6 +458,8 @@ class MemoryChannel:
         held, self._held = self._held, {}
         for future, (message, timer) in held.items():
             timer.cancel()
+            if future.done():
+                continue  # whoever published it gave it up
             if self._ended is None:
                 self._broker._publish(self, message, future)
             else:

@@ -45,22 +45,22 @@ _UNDERSTOOD = {
     "x-single-active-consumer": bool,
 }
 
-Deaths = tuple[tuple[str, str], ...]
-
 
 class Entry:
     """A message in a queue, from `put` until it is settled. `returns` counts how often it was handed back.
 
-    `deaths` are the (queue, reason) by which it came here, `expires` is None where it never does.
+    `expires` is None where it never does, `trail` the queues it was dead-lettered from since it was last rejected.
     """
 
-    __slots__ = ("deaths", "expires", "message", "position", "returns")
+    __slots__ = ("expires", "message", "position", "returns", "trail")
 
-    def __init__(self, message: Message, position: int, expires: float | None, deaths: Deaths, returns: int) -> None:
+    def __init__(
+        self, message: Message, position: int, expires: float | None, trail: tuple[str, ...], returns: int
+    ) -> None:
         self.message = message
         self.position = position
         self.expires = expires
-        self.deaths = deaths
+        self.trail = trail
         self.returns = returns
 
     def __lt__(self, other: Entry) -> bool:
@@ -131,14 +131,14 @@ Assignment = tuple[Subscription, Entry]
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """A message to be published once more, to the queue's dead-letter exchange.
+    """A message to be published once more, to the queue's dead-letter exchange, but to no queue on its `trail`.
 
     `returns` go with it: where it ends, its first delivery counts as one more, as in RabbitMQ 4.3.
     `kept`: the queue's strategy is at-least-once, so it waits where no queue takes it yet.
     """
 
     message: Message
-    deaths: Deaths
+    trail: tuple[str, ...]
     returns: int
     kept: bool
 
@@ -190,11 +190,11 @@ class MemoryQueue:
         """Whether a publish must be refused."""
         return self._max_length is not None and len(self) >= self._max_length
 
-    def put(self, message: Message, now: float, deaths: Deaths = (), returns: int = 0) -> None:
+    def put(self, message: Message, now: float, trail: tuple[str, ...] = (), returns: int = 0) -> None:
         """Append `message`. Whoever publishes asks `full` first; dead letters are taken in any case."""
         self._positions += 1
         expires = None if self.ttl is None else now + self.ttl
-        entry = Entry(message, self._positions, expires, deaths, returns)
+        entry = Entry(message, self._positions, expires, trail, returns)
         priority = message.properties.priority
         lane = self._normal if priority is None or priority < _HIGH_PRIORITY else self._high
         lane.append(entry)
@@ -267,17 +267,12 @@ class MemoryQueue:
         return min((expires for expires in heads if expires is not None), default=None)
 
     def dead_letter(self, entry: Entry, reason: str) -> DeadLetter | None:
-        """What to publish in place of `entry`; None if the queue has no dead-letter exchange.
-
-        Also None for a message that went round in a circle in which nobody rejected it: RabbitMQ drops it
-        (rabbitmq.com/docs/dlx, "automatic dead letter cycles").
-        """
+        """What to publish in place of `entry`; None if the queue has no dead-letter exchange."""
         arguments = self.declared.arguments
         exchange = arguments.get("x-dead-letter-exchange")
-        if exchange is None or _goes_in_circles(entry.deaths, self.name, reason):
+        if exchange is None:
             return None
         message = entry.message
-        deaths = (*entry.deaths, (self.name, reason))
         last = {"queue": self.name, "reason": reason, "exchange": message.exchange}
         headers = {f"x-first-death-{key}": value for key, value in last.items()}
         headers |= message.properties.headers
@@ -289,7 +284,7 @@ class MemoryQueue:
                 body=message.body,
                 properties=replace(message.properties, headers=headers),
             ),
-            deaths,
+            () if reason == REJECTED else (*entry.trail, self.name),
             entry.returns + (reason == REJECTED),
             arguments.get("x-dead-letter-strategy") == "at-least-once",
         )
@@ -337,14 +332,3 @@ def argument_problem(arguments: Mapping[str, Any]) -> str | None:
 
 def _is_late(entry: Entry, now: float) -> bool:
     return entry.expires is not None and entry.expires <= now
-
-
-def _goes_in_circles(deaths: Deaths, queue: str, reason: str) -> bool:
-    if reason == REJECTED:
-        return False
-    for died_in, why in reversed(deaths):
-        if why == REJECTED:
-            return False
-        if died_in == queue:
-            return True
-    return False

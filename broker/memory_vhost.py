@@ -17,7 +17,6 @@ from broker.memory_queue import (
     EXPIRED,
     REJECTED,
     DeadLetter,
-    Deaths,
     Entry,
     MemoryQueue,
     Subscription,
@@ -103,13 +102,15 @@ class VirtualHost:
             raise Refused(f"the queue {full[0]} is full", message_id=message.properties.message_id)
 
     def give_back(self, queue: MemoryQueue, entry: Entry, now: float) -> None:
-        """`entry` was not settled: it is ready again, or a dead letter if that was once too often."""
+        """`entry` was not settled: it is ready again, or a dead letter if that was once too often or its time is up."""
         if self.queues.get(queue.name) is not queue:
             return  # deleted meanwhile, and its messages with it
         if not queue.give_back(entry):
             self._bury(queue, entry, DELIVERY_LIMIT, now)
         elif entry.expires is not None:
             self._expect_expiry(entry.expires)
+            if entry.expires <= now:
+                self.expire(now)
         self.awake[queue] = None
 
     def reject(self, queue: MemoryQueue, entry: Entry, now: float) -> None:
@@ -175,8 +176,11 @@ class VirtualHost:
             return [] if queue is None else [queue]
         return [self.queues[name] for name in self._routing.route(message.exchange, message.routing_key)]
 
-    def _put(self, queue: MemoryQueue, message: Message, now: float, deaths: Deaths = (), returns: int = 0) -> None:
-        queue.put(message, now, deaths, returns)
+    def _put(self, queue: MemoryQueue, message: Message, now: float, letter: DeadLetter | None = None) -> None:
+        if letter is None:
+            queue.put(message, now)
+        else:
+            queue.put(message, now, letter.trail, letter.returns)
         if queue.ttl is not None:
             self._expect_expiry(now + queue.ttl)
         self.awake[queue] = None
@@ -191,13 +195,18 @@ class VirtualHost:
             self._waiting.append(letter)
 
     def _put_dead_letter(self, letter: DeadLetter, now: float) -> bool:
-        """Bring it to its queues, full or not; whether there are any."""
+        """Bring it to its queues, full or not; whether there are any.
+
+        A message that would go round in a circle in which nobody rejects it is dropped, as RabbitMQ does it
+        (rabbitmq.com/docs/dlx, "automatic dead letter cycles").
+        """
         message = letter.message
         if message.exchange and message.exchange not in self._routing:
             return False
         queues = self._route(message)
         for queue in queues:
-            self._put(queue, message, now, letter.deaths, letter.returns)
+            if queue.name not in letter.trail:
+                self._put(queue, message, now, letter)
         return bool(queues)
 
 
@@ -211,10 +220,9 @@ def _not_found(kind: str, name: str) -> ChannelClosed:
 
 
 def _difference(current: Queue, wanted: Queue) -> str | None:
-    if current.exclusive != wanted.exclusive:
-        return f"the queue {wanted.name!r} is{'' if current.exclusive else ' not'} exclusive"
-    for name in sorted({*current.arguments, *wanted.arguments}):
-        here, there = current.arguments.get(name), wanted.arguments.get(name)
+    present, asked = ({**queue.arguments, "exclusive": queue.exclusive} for queue in (current, wanted))
+    for name in sorted({*present, *asked}):
+        here, there = present.get(name), asked.get(name)
         if here != there:
             return f"inequivalent arg {name!r} for queue {wanted.name!r}: received {there!r} but current is {here!r}"
     return None

@@ -13,34 +13,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from dataclasses import replace
 from functools import partial
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from bridge_protocol.envelope import DIRECT_REPLY_TO, request_properties
+from bridge_protocol.envelope import DIRECT_REPLY_TO
 from bridge_protocol.errors import (
-    BadRequest,
+    Blocked,
     BrokerUnavailable,
     CodedError,
     DeadlineExceeded,
     FrameError,
     OutcomeUnknown,
-    TooLarge,
+    QuaybridgeError,
     UnknownService,
 )
-from bridge_protocol.frames import DEFAULT_LIMIT
-from bridge_protocol.messages import MAX_ID, Request, encode_request, format_timestamp
-from bridge_protocol.topology import EXCHANGE, service_name_problem
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
-from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Delivery, Message, Unroutable
+from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
 from producer.reply import Reply, read_reply
+from producer.request import PreparedRequest, check_timeout, prepare
 from producer.window import Window
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -76,11 +74,11 @@ class Handle:
 
 
 class AsyncProducer:
-    """Publishes requests and brings their replies back. One event loop, one connection.
+    """Publishes requests and brings their replies back. One event loop, one connection; started once.
 
-    `broker`: a URL (or several, separated by commas, tried in turn), or a Broker such as MemoryBroker.
-    Publishes that the broker has not confirmed yet are bounded by count and bytes; past that `submit`,
-    `call` and `publish` wait, within their own timeout.
+    `broker`: a URL (or several, separated by commas, tried in turn), or a Broker such as MemoryBroker. Raises
+    ValueError for a URL that cannot be one. Publishes that the broker has not confirmed yet are bounded by
+    count and bytes; past that `submit`, `call` and `publish` wait, within their own timeout.
     """
 
     def __init__(
@@ -94,11 +92,11 @@ class AsyncProducer:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.broker: Broker = AmqpBroker(parse_addresses(broker)) if isinstance(broker, str) else broker
-        self.late_replies = 0  # replies that came after their caller had given up, or twice
+        self.late_replies = 0  # replies that came after their caller had given up, or twice, or unasked
         self._connect_timeout = connect_timeout
         self._window = Window(max_unconfirmed, max_unconfirmed_bytes)
         self._wall = wall
-        self._link = Link(self.broker, name, set_up=self._set_up, on_lost=self._on_lost)
+        self._link = Link(self.broker, name, set_up=self._set_up, on_lost=self._on_lost, readdress=self._readdress)
         self._reply_to = DIRECT_REPLY_TO
         self._waiting: dict[str, _Call] = {}
 
@@ -115,16 +113,24 @@ class AsyncProducer:
         await self.close()
 
     async def start(self) -> None:
-        """Connect. Raises BrokerUnavailable, with the reason, if that fails within `connect_timeout`."""
+        """Connect. Raises BrokerUnavailable, with the reason, if that fails within `connect_timeout` seconds.
+
+        Raises RuntimeError if it was started or closed before.
+        """
         try:
             await self._link.start(self._connect_timeout)
         except BrokerError as error:
             raise BrokerUnavailable(f"cannot connect to {self.broker.address}: {error}") from error
 
     async def close(self) -> None:
-        """Disconnect. Calls still under way end in OutcomeUnknown: nobody will hear their replies."""
-        await self._link.close()
-        self._on_lost("the producer was closed")
+        """Disconnect. Calls under way end in OutcomeUnknown: nobody will hear their replies.
+
+        Those that were not sent yet end in BrokerUnavailable, as does whatever is asked for from then on.
+        """
+        try:
+            await self._link.close()
+        finally:
+            self._end_confirmed("the producer was closed before its reply came")
 
     async def call(
         self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
@@ -144,10 +150,8 @@ class AsyncProducer:
         Raises BadRequest and TooLarge, and Blocked or BrokerUnavailable if there is no room within `timeout`.
         Whatever happens after that is raised by the handle.
         """
-        message, message_id = self._request(service, command, args, timeout=timeout, replies=True)
-        before = asyncio.get_running_loop().time()
-        await self._enter(message, timeout)
-        return self._send(message, message_id, service, timeout - (asyncio.get_running_loop().time() - before))
+        request = self.prepare(service, command, args, timeout=timeout)
+        return self.send_at_once(request, timeout) or await self.send(request, timeout)
 
     async def publish(
         self,
@@ -163,25 +167,16 @@ class AsyncProducer:
         dead letter. Raises UnknownService, Refused, Blocked, BrokerUnavailable (nothing was sent) or
         OutcomeUnknown (it may have been), BadRequest and TooLarge.
         """
-        message, message_id = self._request(service, command, args, timeout=None, replies=False)
-        before = asyncio.get_running_loop().time()
-        await self._enter(message, timeout)
-        size = len(message.body)
-        try:
-            left = timeout - (asyncio.get_running_loop().time() - before)
-            sent = self._link.publish(message, timeout=max(left, 0.001))
-        except CodedError:
-            self._window.leave(size)
-            raise
-        sent.add_done_callback(lambda _: self._window.leave(size))
+        check_timeout(timeout)
+        request = prepare(service, command, args, now=self._wall(), timeout=None)
+        left = await self._enter(request, timeout)
+        sent = self._publish(request, None, left)
         try:
             await asyncio.shield(sent)
-        except BrokerError as error:
-            raise _published_badly(error, service, message_id) from error
-        except CodedError as error:
-            error.message_id = message_id
-            raise
-        return message_id
+        except (BrokerError, CodedError) as error:
+            failure = _not_published(error, request)
+            raise failure from (error if failure is not error else None)
+        return request.message_id
 
     async def map(
         self,
@@ -195,89 +190,93 @@ class AsyncProducer:
         """One request for each of `args`, at most `in_flight` at once; their replies in the order of `args`.
 
         `timeout` is each request's own. The first failure is raised in its turn; what is in flight then ends
-        by itself, unheard.
+        by itself, unheard. `args` is asked for an item when there is room for it, not before.
         """
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
-        handles: deque[Handle] = deque()
+        items = iter(args)
+        replies: deque[asyncio.Future[Reply]] = deque()
         try:
-            for item in args:
-                if len(handles) >= in_flight:
-                    yield await handles.popleft()
-                handles.append(await self.submit(service, command, item, timeout=timeout))
-            while handles:
-                yield await handles.popleft()
+            while True:
+                for item in islice(items, in_flight - len(replies)):
+                    try:
+                        handle = await self.submit(service, command, item, timeout=timeout)
+                    except CodedError as error:
+                        replies.append(_failed(error))
+                        items = iter(())
+                        break
+                    replies.append(handle.future)
+                if not replies:
+                    return
+                reply = await replies[0]
+                replies.popleft()
+                yield reply
         finally:
-            for handle in handles:
-                handle.future.cancel()
+            for future in replies:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # looked at, or asyncio complains that nobody did
+
+    # For Producer, which prepares in one thread and sends in another.
+
+    def prepare(self, service: str, command: str, args: Mapping[str, Any] | None, *, timeout: float) -> PreparedRequest:
+        """A request that awaits a reply, its deadline `timeout` seconds from now. Safe in any thread.
+
+        Raises BadRequest and TooLarge.
+        """
+        check_timeout(timeout)
+        return prepare(service, command, args, now=self._wall(), timeout=timeout)
+
+    def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
+        """Send a request if there is room to publish it now; its handle, or None."""
+        return self._send(request, timeout) if self._window.try_enter(len(request.body)) else None
+
+    async def send(self, request: PreparedRequest, timeout: float) -> Handle:
+        """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
+        return self._send(request, await self._enter(request, timeout))
 
     # One request.
 
-    def _request(
-        self,
-        service: str,
-        command: str,
-        args: Mapping[str, Any] | None,
-        *,
-        timeout: float | None,
-        replies: bool,
-    ) -> tuple[Message, str]:
-        """The message of a request, and its id. `timeout` in seconds becomes its deadline."""
-        if problem := service_name_problem(service):
-            raise BadRequest(problem)
-        if timeout is not None and not timeout > 0:
-            raise BadRequest(f"a timeout must be more than 0 seconds, not {timeout}")
-        now = self._wall()
-        deadline = None if timeout is None else int((now + timeout) * 1000)
-        # The id only has to differ from the others on one bridge; the message id is what nobody may guess.
-        request = Request(
-            id=random.randint(1, MAX_ID),  # noqa: S311
-            command=command,
-            args={} if args is None else args,
-            timestamp=format_timestamp(now),
-            deadline=deadline,
-        )
-        message_id = secrets.token_hex(16)
-        try:
-            body = encode_request(request)
-        except ValueError as error:
-            raise BadRequest(str(error), message_id=message_id) from error
-        if len(body) > DEFAULT_LIMIT:
-            raise TooLarge(f"a request of {len(body):,} bytes, the limit is {DEFAULT_LIMIT:,}", message_id=message_id)
-        properties = request_properties(
-            message_id=message_id,
-            command=command,
-            reply_to=self._reply_to if replies else None,
-            deadline=deadline,
-        )
-        return Message(exchange=EXCHANGE, routing_key=service, body=body, properties=properties), message_id
-
-    async def _enter(self, message: Message, timeout: float) -> None:
-        size = len(message.body)
+    async def _enter(self, request: PreparedRequest, timeout: float) -> float:
+        """Enter the window; how much of `timeout` is left then."""
+        size = len(request.body)
         if self._window.try_enter(size):
-            return
+            return timeout
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(end):
                 await self._window.enter(size)
         except TimeoutError:
-            raise BrokerUnavailable(
-                f"not sent: {self.broker.address} confirmed none of what was sent before within {timeout:g} s"
-            ) from None
+            channel, address = self._link.channel, self.broker.address
+            if channel is not None and channel.blocked is not None:
+                error: CodedError = Blocked(f"not sent: {address} takes no messages: {channel.blocked}")
+            else:
+                text = f"not sent: {address} confirmed none of what was sent before within {timeout:g} s"
+                error = BrokerUnavailable(text)
+            error.message_id = request.message_id
+            raise error from None
+        return max(end - loop.time(), 0.001)
 
-    def _send(self, message: Message, message_id: str, service: str, timeout: float) -> Handle:
-        """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Reply] = loop.create_future()
-        size = len(message.body)
+    def _publish(self, request: PreparedRequest, reply_to: str | None, timeout: float) -> asyncio.Future[None]:
+        """Publish, having entered the window, which is left when the future ends."""
+        size = len(request.body)
         try:
-            sent = self._link.publish(message, timeout=max(timeout, 0.001))
-        except CodedError:
+            sent = self._link.publish(request.message(reply_to), timeout=timeout)
+        except QuaybridgeError:
             self._window.leave(size)
             raise
-        call = _Call(future, loop.call_later(max(timeout, 0.001), self._late, message_id))
-        self._waiting[message_id] = call
+        sent.add_done_callback(lambda _: self._window.leave(size))
+        return sent
+
+    def _send(self, request: PreparedRequest, timeout: float) -> Handle:
+        """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
+        loop = asyncio.get_running_loop()
+        message_id = request.message_id
+        sent = self._publish(request, self._reply_to, timeout)
+        future: asyncio.Future[Reply] = loop.create_future()
+        self._waiting[message_id] = _Call(future, loop.call_later(timeout, self._late, message_id))
         future.add_done_callback(lambda _: self._forget(message_id))
-        sent.add_done_callback(partial(self._sent, message_id, service, size))
+        sent.add_done_callback(partial(self._sent, request))
         return Handle(message_id, future)
 
     def _forget(self, message_id: str) -> None:
@@ -285,21 +284,16 @@ class AsyncProducer:
         if call is not None:
             call.timer.cancel()
 
-    def _sent(self, message_id: str, service: str, size: int, sent: asyncio.Future[None]) -> None:
-        self._window.leave(size)
+    def _sent(self, request: PreparedRequest, sent: asyncio.Future[None]) -> None:
         error = sent.exception()
-        if error is None:
-            call = self._waiting.get(message_id)
-            if call is not None:
-                call.confirmed = True
-                if call.late:
-                    self._late(message_id)
-        elif isinstance(error, BrokerError):
-            self._end(message_id, _published_badly(error, service, message_id))
-        else:
-            if isinstance(error, CodedError):
-                error.message_id = message_id
-            self._end(message_id, error)
+        if isinstance(error, BrokerError | CodedError):
+            self._end(request.message_id, _not_published(error, request))
+        elif error is not None:
+            self._end(request.message_id, error)
+        elif (call := self._waiting.get(request.message_id)) is not None:
+            call.confirmed = True
+            if call.late:
+                self._late(request.message_id)
 
     def _late(self, message_id: str) -> None:
         call = self._waiting.get(message_id)
@@ -324,11 +318,22 @@ class AsyncProducer:
         else:
             call.future.set_exception(outcome)
 
+    def _end_confirmed(self, why: str) -> None:
+        for message_id, call in list(self._waiting.items()):
+            if call.confirmed:
+                self._end(message_id, OutcomeUnknown(why, message_id=message_id))
+
     # The connection.
 
     async def _set_up(self, channel: Channel) -> None:
         self._reply_to = await channel.declare_reply_queue()
-        await channel.consume(self._reply_to, self._on_reply, no_ack=True)
+        await channel.consume(self._reply_to, self._on_reply, on_cancelled=self._on_cancelled, no_ack=True)
+
+    def _readdress(self, message: Message) -> Message:
+        """`message` with the present address for replies: it was made when there was another, or none."""
+        if message.properties.reply_to in (None, self._reply_to):
+            return message
+        return replace(message, properties=replace(message.properties, reply_to=self._reply_to))
 
     def _on_reply(self, delivery: Delivery) -> None:
         message_id = delivery.properties.correlation_id or ""
@@ -342,12 +347,12 @@ class AsyncProducer:
             return
         self._end(message_id, outcome)
 
+    def _on_cancelled(self, consumer: Consumer) -> None:
+        self._link.rebuild(f"the broker ended the subscription to {consumer.queue}")
+
     def _on_lost(self, reason: str) -> None:
         """No reply will come by the channel that is gone. What waits to be sent at all keeps waiting."""
-        for message_id, call in list(self._waiting.items()):
-            if call.confirmed:
-                text = f"the connection was lost before its reply came: {reason}"
-                self._end(message_id, OutcomeUnknown(text, message_id=message_id))
+        self._end_confirmed(f"the connection was lost before its reply came: {reason}")
 
 
 class _Call:
@@ -362,11 +367,22 @@ class _Call:
         self.late = False
 
 
-def _published_badly(error: BrokerError, service: str, message_id: str) -> CodedError:
+def _failed(error: CodedError) -> asyncio.Future[Reply]:
+    future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return future
+
+
+def _not_published(error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:
+    """What a publish's failure means to whoever sent the request."""
+    message_id = request.message_id
+    if isinstance(error, CodedError):
+        error.message_id = message_id
+        return error
     if isinstance(error, Unroutable):
-        text = f"no queue for service {service!r}: start a worker that serves it (a typing error in the name?)"
+        name = request.service
+        text = f"no queue for service {name!r}: start a worker that serves it (a typing error in the name?)"
         return UnknownService(text, message_id=message_id)
     assert isinstance(error, ChannelClosed)
-    return OutcomeUnknown(
-        f"the connection was lost before the broker confirmed the request: {error.reason}", message_id=message_id
-    )
+    text = f"the connection was lost before the broker confirmed the request: {error.reason}"
+    return OutcomeUnknown(text, message_id=message_id)

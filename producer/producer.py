@@ -2,8 +2,8 @@
 
     with Producer("amqp://user:secret@host/vhost") as producer:
         reply = producer.call("analyse", "summarise", {"path": "setup.py"}, timeout=30)
-        handle = producer.submit("analyse", "summarise", {"path": "setup.py"})
-        reply = handle.result()
+        outcome = producer.submit("analyse", "summarise", {"path": "setup.py"})
+        reply = outcome.result()
         for reply in producer.map("analyse", "summarise", many_args, in_flight=200): ...
 
 An AsyncProducer on an event loop of its own, in a background thread. Every method may be called from any
@@ -17,22 +17,41 @@ import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from itertools import islice
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
-from bridge_protocol.errors import BrokerUnavailable
+from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError
 from broker.contract import Broker
-from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer, Handle
+from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
+from producer.outcome import Outcome
 from producer.reply import Reply
+from producer.request import PreparedRequest
+
+# What may be on its way to the loop, or wait there for room, before whoever submits more is made to wait.
+MOST_HANDED_OVER = 64
+MOST_HANDED_OVER_BYTES = 4 * 1024 * 1024
+
+NOT_STARTED = "not started: use it in a with block, or call start()"
+CLOSED = "closed"
 
 T = TypeVar("T")
 
 
-class Producer:
-    """Sends requests and brings their replies back. `broker` and the bounds: see AsyncProducer.
+class _Order(NamedTuple):
+    """A request that a thread hands over to the loop. `taken`: where the thread waits until there was room for it."""
 
-    With a broker that lives on an event loop already (MemoryBroker), that loop is used: it must be running,
-    in another thread.
+    request: PreparedRequest
+    timeout: float
+    outcome: Outcome
+    taken: threading.Event | None
+
+
+class Producer:
+    """Sends requests and brings their replies back: AsyncProducer for threads. Started once.
+
+    `loop`: the running event loop, in another thread, that `broker` lives on (an embedded broker has one); by
+    default the producer has its own.
     """
 
     def __init__(
@@ -45,8 +64,17 @@ class Producer:
     ) -> None:
         self._producer = AsyncProducer(broker, name=name, connect_timeout=connect_timeout)
         self._given = loop
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stop = asyncio.Event()  # the thread's loop
+        # What follows is guarded by the lock.
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._out_of_use: str | None = NOT_STARTED
+        self._inbox: list[_Order] = []
+        self._handed_over = 0
+        self._handed_over_bytes = 0
+        # For the loop's thread only.
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return repr(self._producer).replace("AsyncProducer", "Producer", 1)
@@ -61,43 +89,75 @@ class Producer:
         self.close()
 
     def start(self) -> None:
-        """Connect. Raises BrokerUnavailable, with the reason, if that fails within `connect_timeout`."""
-        if self._loop is not None:
-            return
-        self._loop = self._given
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="quaybridge producer", daemon=True)
-            self._thread.start()
+        """Connect. Raises BrokerUnavailable, with the reason, if that fails within `connect_timeout` seconds.
+
+        Raises RuntimeError if it was started or closed before.
+        """
+        with self._lock:
+            if self._out_of_use != NOT_STARTED:
+                raise RuntimeError(f"{self!r} was started or closed before: make another")
+            if self._given is None:
+                self._loop = self._start_loop()
+            elif not self._given.is_running():
+                raise RuntimeError("the event loop given to a Producer must be running, in another thread")
+            else:
+                self._loop = _of_another_thread(self._given)
+            self._out_of_use = None
         try:
             self._run(self._producer.start())
         except BaseException:
-            self._stop_loop()
+            self.close()
             raise
 
     def close(self) -> None:
-        """Disconnect. Calls still under way, in other threads, end in OutcomeUnknown."""
-        if self._loop is None:
-            return
+        """Disconnect. Calls under way in other threads end in OutcomeUnknown, or BrokerUnavailable if not sent."""
+        with self._lock:
+            if self._out_of_use is not None:
+                self._out_of_use = CLOSED
+                return
+            self._usable_loop()
+            closing = self._begin(self._close())
+            self._out_of_use = CLOSED
         try:
-            self._run(self._producer.close())
+            closing.result()
         finally:
-            self._stop_loop()
+            if self._thread is not None and self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stop.set)
+                self._thread.join()
 
     def call(
         self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
     ) -> Reply:
         """Send a request and wait for its reply: see AsyncProducer.call."""
-        return self._run(self._producer.call(service, command, args, timeout=timeout))
+        outcome = self.submit(service, command, args, timeout=timeout)
+        try:
+            return outcome.result()
+        except KeyboardInterrupt:
+            outcome.cancel()
+            raise
 
     def submit(
         self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
-    ) -> Future[Reply]:
-        """Send a request; the future ends with its Reply, or with the exception that stands for its failure.
+    ) -> Outcome:
+        """Send a request; its outcome is a future, for its Reply or for the exception that stands for its failure.
 
-        Waits for room to publish it, and raises what stands in its way: see AsyncProducer.submit.
+        Waits while too much waits for room to be published. Raises BadRequest and TooLarge, and BrokerUnavailable
+        if the producer is not started or closed; whatever happens after that is raised by the outcome.
         """
-        return self._run(self._submit(service, command, args, timeout))
+        request = self._producer.prepare(service, command, args, timeout=timeout)
+        size = len(request.body)
+        with self._lock:
+            loop = self._usable_loop()
+            self._handed_over += 1
+            self._handed_over_bytes += size
+            full = self._handed_over > MOST_HANDED_OVER or self._handed_over_bytes > MOST_HANDED_OVER_BYTES
+            order = _Order(request, timeout, Outcome(request.message_id, loop), threading.Event() if full else None)
+            self._inbox.append(order)
+            if len(self._inbox) == 1:
+                loop.call_soon_threadsafe(self._take)
+        if order.taken is not None:
+            order.taken.wait(timeout)
+        return order.outcome
 
     def publish(
         self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
@@ -117,54 +177,142 @@ class Producer:
         """One request for each of `args`, at most `in_flight` at once; replies in order: see AsyncProducer.map."""
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
-        futures: deque[Future[Reply]] = deque()
-        try:
-            for item in args:
-                if len(futures) >= in_flight:
-                    yield futures.popleft().result()
-                futures.append(self.submit(service, command, item, timeout=timeout))
-            while futures:
-                yield futures.popleft().result()
-        finally:
-            for future in futures:
-                future.cancel()
+        return self._map(service, command, iter(args), in_flight, timeout)
 
-    async def _submit(
-        self, service: str, command: str, args: Mapping[str, Any] | None, timeout: float
-    ) -> Future[Reply]:
-        handle = await self._producer.submit(service, command, args, timeout=timeout)
-        return _Outcome(handle)
+    def _map(
+        self, service: str, command: str, items: Iterator[Mapping[str, Any]], in_flight: int, timeout: float
+    ) -> Iterator[Reply]:
+        outcomes: deque[Future[Reply]] = deque()
+        try:
+            while True:
+                for item in islice(items, in_flight - len(outcomes)):
+                    try:
+                        outcomes.append(self.submit(service, command, item, timeout=timeout))
+                    except CodedError as error:
+                        outcomes.append(_failed(error))
+                        items = iter(())
+                        break
+                if not outcomes:
+                    return
+                reply = outcomes[0].result()
+                outcomes.popleft()
+                yield reply
+        finally:
+            for outcome in outcomes:
+                outcome.cancel()
+
+    # From a thread to the loop.
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
+        try:
+            with self._lock:
+                future = self._begin(coroutine)
+        except BaseException:
             coroutine.close()
-            raise BrokerUnavailable("the producer is not started: use it in a with block, or call start()")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            raise
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            future.cancel()
+            raise
 
-    def _stop_loop(self) -> None:
-        loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None:
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
-            self._thread = None
-            loop.close()
+    def _begin(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Have the loop run `coroutine`. With the lock held, so that nothing comes after what `close` begins."""
+        loop = self._usable_loop()
+        return asyncio.run_coroutine_threadsafe(self._counted(coroutine), loop)
+
+    def _usable_loop(self) -> asyncio.AbstractEventLoop:
+        if self._out_of_use is not None or self._loop is None:
+            raise BrokerUnavailable(f"not sent: the producer is {self._out_of_use}")
+        return _of_another_thread(self._loop)
+
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
+        started: Future[asyncio.AbstractEventLoop] = Future()
+
+        async def live() -> None:
+            started.set_result(asyncio.get_running_loop())
+            await self._stop.wait()
+
+        self._thread = threading.Thread(target=lambda: asyncio.run(live()), name="quaybridge producer", daemon=True)
+        self._thread.start()
+        return started.result()
+
+    # In the loop's thread.
+
+    def _take(self) -> None:
+        """Send what was handed over."""
+        with self._lock:
+            orders, self._inbox = self._inbox, []
+        sent: list[_Order] = []
+        for order in orders:
+            if not self._send_at_once(order):
+                break  # what finds no room is not overtaken by what comes after it
+            sent.append(order)
+        for order in orders[len(sent) :]:
+            task = asyncio.ensure_future(self._send(order))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        self._release(sent)
+
+    def _send_at_once(self, order: _Order) -> bool:
+        """Send it if there is room; whether there is nothing left to do."""
+        if order.outcome.cancelled():
+            return True
+        try:
+            handle = self._producer.send_at_once(order.request, order.timeout)
+        except QuaybridgeError as error:
+            order.outcome.fail(error)
+            return True
+        if handle is not None:
+            order.outcome.follow(handle)
+        return handle is not None
+
+    async def _send(self, order: _Order) -> None:
+        """Send it when there is room."""
+        try:
+            order.outcome.follow(await self._producer.send(order.request, order.timeout))
+        except QuaybridgeError as error:
+            order.outcome.fail(error)
+        finally:
+            self._release([order])
+
+    def _release(self, orders: list[_Order]) -> None:
+        with self._lock:
+            self._handed_over -= len(orders)
+            self._handed_over_bytes -= sum(len(order.request.body) for order in orders)
+        for order in orders:
+            if order.taken is not None:
+                order.taken.set()
+
+    async def _counted(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Await `coroutine` as one of those that `close` waits for."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            return await coroutine
+        finally:
+            self._tasks.discard(task)
+
+    async def _close(self) -> None:
+        await self._producer.close()
+        # Now they end by themselves, and whoever waits for them should hear how.
+        task = asyncio.current_task()
+        if others := [other for other in self._tasks if other is not task]:
+            await asyncio.wait(others)
 
 
-class _Outcome(Future[Reply]):
-    """What a handle of the loop's ends with, for other threads."""
+def _of_another_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    try:
+        here = asyncio.get_running_loop()
+    except RuntimeError:
+        return loop
+    if here is loop:
+        raise RuntimeError("in the thread of its event loop a Producer would wait for itself: use AsyncProducer there")
+    return loop
 
-    def __init__(self, handle: Handle) -> None:
-        super().__init__()
-        self.message_id = handle.message_id
-        self._source = handle.future
-        self._source.add_done_callback(self._copy)
 
-    def _copy(self, source: asyncio.Future[Reply]) -> None:
-        if source.cancelled():
-            self.cancel()
-        elif self.set_running_or_notify_cancel():
-            error = source.exception()
-            if error is None:
-                self.set_result(source.result())
-            else:
-                self.set_exception(error)
+def _failed(error: CodedError) -> Future[Reply]:
+    future: Future[Reply] = Future()
+    future.set_exception(error)
+    return future

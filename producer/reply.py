@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,24 +40,25 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
             redelivered=headers.get(REDELIVERED) is True,
             node=node,
         )
-    failed = _exception(properties.type)
+    failed = _FAILURES.get(properties.type or "")
     if failed is None or not isinstance(said, Failure):
-        raise FrameError(
-            FrameKind.BAD_ENVELOPE, f"a reply of type {properties.type!r:.40} that holds a {type(said).__name__}"
-        )
+        detail = f"a reply of type {properties.type!r:.40} that holds a {type(said).__name__}"
+        raise FrameError(FrameKind.BAD_ENVELOPE, detail)
     details: dict[str, Any] = {}
     if said.info is not None:
         details |= said.info.details
         if failed.code is Code.APPLICATION_ERROR:
             # An application's own failure is told whole: its type and traceback too.
-            details["type"] = said.info.type
-            details["traceback"] = said.info.traceback
+            own = {"type": said.info.type, "traceback": said.info.traceback}
+            details |= {key: text for key, text in own.items() if text}
     return failed(said.error, message_id=message_id, attempt=attempt, node=node, details=details)
 
 
-def _exception(type: str | None) -> type[RequestFailed] | None:
-    """The exception for a reply's type, if it is a code that a reply can carry."""
-    if type not in Code:  # noqa: SIM
-        return None
-    found = exception_for(Code(type))
-    return found if issubclass(found, RequestFailed) else None
+def _exceptions() -> Iterator[tuple[str, type[RequestFailed]]]:
+    for code in Code:
+        exception = exception_for(code)
+        if issubclass(exception, RequestFailed):
+            yield code.value, exception
+
+
+_FAILURES = dict(_exceptions())  # by the type of a reply

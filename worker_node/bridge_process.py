@@ -12,20 +12,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridge_protocol.errors import FrameError, escape
-from bridge_protocol.frames import HEADER_SIZE, LIMIT_CEILING, FrameDecoder
+from bridge_protocol.errors import FrameError, FrameKind, escape
+from bridge_protocol.frames import HEADER_SIZE, FrameDecoder
 from worker_node.stderr import StderrLines
 
 READ_SIZE = 256 * 1024
 # After bytes that are no frame: read on for so long, and quote so much.
 QUOTE_SECONDS = 0.2
-QUOTE_BYTES = 4096
+QUOTE_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,34 +35,36 @@ class BridgeExit:
 
     code: int | None
     signal: int | None
-    memory_peak: int  # bytes: the largest resident size of the process itself
+    memory_peak: int | None  # bytes: the largest resident size of the process itself, where it can be told
     uptime: float  # seconds
+    in_frame: bool  # it had begun a frame and not ended it
     stderr: tuple[str, ...]  # its last lines
 
     def __str__(self) -> str:
+        how = f"exit code {self.code}" if self.signal is None else f"signal {self.signal_name}"
+        return how + (", in the middle of a frame" if self.in_frame else "")
+
+    @property
+    def signal_name(self) -> str | None:
+        """The signal's name, such as SIGSEGV, or its number where it has none."""
         if self.signal is None:
-            return f"exit code {self.code}"
+            return None
         try:
-            return f"signal {signal.Signals(self.signal).name}"
+            return signal.Signals(self.signal).name
         except ValueError:
-            return f"signal {self.signal}"
+            return str(self.signal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Garbage:
-    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped."""
+    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped; empty if there were none."""
 
     error: FrameError
     quoted: str
 
     def __str__(self) -> str:
-        return f"{self.error.kind}: {self.error.detail}; stdout said {self.quoted}{self._guess()}"
-
-    def _guess(self) -> str:
-        first = self.error.preview[:HEADER_SIZE]
-        if len(first) == HEADER_SIZE and int.from_bytes(first, "big") > LIMIT_CEILING:
-            return " (looks like text: did the program print to stdout, or is its stderr merged into it?)"
-        return ""
+        said = f"; stdout said {self.quoted}" if self.quoted else ""
+        return f"{self.error.kind}: {self.error.detail}{said}"
 
 
 class BridgeProcess:
@@ -92,9 +95,12 @@ class BridgeProcess:
         self._stderr = StderrLines(on_stderr)
         self._unwritten: deque[memoryview] = deque()
         self._broken: FrameError | None = None
+        self._in_frame = False
         self._quote = bytearray()
         self._quote_timer: asyncio.TimerHandle | None = None
         self._started = self._loop.time()
+        # Linux counts what the forking process held as the new one's peak, until that exceeds it.
+        self._inherited_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         pipes = (os.pipe(), os.pipe(), os.pipe())
         (their_stdin, self._stdin), (self._stdout, their_stdout), (self._errors, their_errors) = pipes
         try:
@@ -188,17 +194,26 @@ class BridgeProcess:
         if self._broken is not None:
             self._quote += data[: QUOTE_BYTES - len(self._quote)]
             return
+        if not data:
+            self._closed_stdout()
+            return
         try:
-            if data:
-                self._decoder.receive(data)
-                while (payload := self._decoder.next()) is not None:
-                    self._on_payload(payload)
-            else:
-                self._decoder.receive_eof()
+            self._decoder.receive(data)
+            while (payload := self._decoder.next()) is not None:
+                self._on_payload(payload)
         except FrameError as error:
-            self._broken = error
-            self._quote += error.preview if not data else self._decoder.rest()[:QUOTE_BYTES]
-            self._quote_timer = self._loop.call_later(QUOTE_SECONDS, self._report_garbage)
+            self._break(error, self._decoder.rest())
+
+    def _closed_stdout(self) -> None:
+        """The end of its output. If that is not the process's own end too, it can never answer again."""
+        self._in_frame = self._decoder.in_frame
+        detail = "stdout was closed, and the process lives on"
+        self._break(FrameError(FrameKind.TRUNCATED_HEADER, detail), b"")
+
+    def _break(self, error: FrameError, rest: bytes) -> None:
+        self._broken = error
+        self._quote += rest[:QUOTE_BYTES]
+        self._quote_timer = self._loop.call_later(QUOTE_SECONDS, self._report_garbage)
 
     def _read_stderr(self) -> None:
         data = self._read(self._errors)
@@ -224,7 +239,8 @@ class BridgeProcess:
         if self._quote_timer is not None and self._broken is not None:
             self._quote_timer.cancel()
             self._quote_timer = None
-            self._on_garbage(Garbage(error=self._broken, quoted=escape(bytes(self._quote), QUOTE_BYTES)))
+            quoted = escape(bytes(self._quote), QUOTE_BYTES) if self._quote else ""
+            self._on_garbage(Garbage(error=self._broken, quoted=quoted))
 
     def _exited(self) -> None:
         # The process is dead but not reaped: its group's id is still its own, so this reaches only what is left.
@@ -242,14 +258,20 @@ class BridgeProcess:
                 read_on()
             self._stop_reading(descriptor)
         self._stderr.receive_eof()
-        self._report_garbage()
+        if self._broken is None:
+            self._in_frame = self._decoder.in_frame
+        elif self._broken.kind is not FrameKind.TRUNCATED_HEADER:
+            self._report_garbage()
+        elif self._quote_timer is not None:
+            self._quote_timer.cancel()
         code = self._process.returncode
         self._on_exit(
             BridgeExit(
                 code=code if code >= 0 else None,
                 signal=-code if code < 0 else None,
-                memory_peak=usage.ru_maxrss * 1024,
+                memory_peak=usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited_peak else None,
                 uptime=self._loop.time() - self._started,
+                in_frame=self._in_frame,
                 stderr=tuple(self._stderr.tail()),
             )
         )

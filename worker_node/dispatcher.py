@@ -245,7 +245,7 @@ class Dispatcher:
             details={
                 **trouble.details,
                 "exit_code": ended.code,
-                "signal": None if ended.signal is None else str(ended).removeprefix("signal "),
+                "signal": ended.signal_name,
                 "pid": bridge.process.pid,
                 "slot": slot,
                 "uptime": round(ended.uptime, 3),

@@ -55,5 +55,5 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for what a broker does in its own time and reports to nobody."""
     async with asyncio.timeout(PATIENCE):
         # Nobody could set an event: the broker is another program.
-        while not await condition():  # noqa: ASYNC110
+        while not await condition():
             await asyncio.sleep(0.01)

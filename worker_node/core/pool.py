@@ -150,7 +150,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class End(Generic[T]):
-    """The ticket is out of the pool without a reply. `slot` None: it never ran. DRAINED: hand it back."""
+    """The ticket is out of the pool without a reply. `slot` None: it never ran. DRAINED, START_FAILED: hand it back."""
 
     ticket: T
     reason: Reason
@@ -183,17 +183,19 @@ class Slot(Generic[T]):
     runs: dict[int, Run[T]] = field(default_factory=dict)
     concurrency: int = 1
     cancels: bool = False
-    retiring: bool = False
+    retiring: bool = False  # takes no more: it asked to be replaced
+    doomed: bool = False  # takes no more: it cannot go on, and its end is near
     reason: Reason | None = None
     step: Step | None = None
     greeted: bool = False
+    start_failed: bool = False  # its latest bridge never passed its handshake
     faults: int = 0
     served: int = 0
 
     def accepts(self, ticket: T) -> bool:
         """Whether `ticket` may run here now."""
         runs = self.runs
-        if self.phase is not Phase.READY or self.retiring or len(runs) >= self.concurrency:
+        if self.phase is not Phase.READY or self.retiring or self.doomed or len(runs) >= self.concurrency:
             return False
         if not runs:
             return True
@@ -240,6 +242,11 @@ class Pool(Generic[T]):
         return sum(slot.phase is Phase.READY for slot in self.slots)
 
     @property
+    def failing(self) -> bool:
+        """Whether no bridge can be started: the latest start of every slot has failed."""
+        return all(slot.start_failed for slot in self.slots)
+
+    @property
     def empty(self) -> bool:
         """Whether no process is left."""
         return all(slot.phase is Phase.EMPTY for slot in self.slots)
@@ -276,6 +283,7 @@ class Pool(Generic[T]):
         slot = self.slots[number]
         self._move(slot, Event.READY)
         slot.greeted = True
+        slot.start_failed = False
         slot.concurrency = concurrency
         slot.cancels = cancels
         actions: list[Action[T]] = []
@@ -299,6 +307,10 @@ class Pool(Generic[T]):
         self._assign(now, actions)
         return actions
 
+    def doom(self, number: int) -> None:
+        """The slot's bridge cannot go on, though its end is not here yet: it gets no more tickets."""
+        self.slots[number].doomed = True
+
     def condemn(self, number: int, reason: Reason, now: float) -> list[Action[T]]:
         """The slot's bridge cannot go on. A bridge that is stopping already keeps its first reason."""
         slot = self.slots[number]
@@ -308,7 +320,10 @@ class Pool(Generic[T]):
         return actions
 
     def exited(self, number: int, now: float) -> list[Action[T]]:
-        """The slot's process is dead: its tickets end, and the slot starts again, at once or after a pause."""
+        """The slot's process is dead: its tickets end, and the slot starts again, at once or after a pause.
+
+        A lazy pool's slot starts again only for work, or, if no bridge can be started, to see when that is over.
+        """
         slot = self.slots[number]
         reason = slot.reason or Reason.CRASHED
         actions: list[Action[T]] = [
@@ -316,15 +331,15 @@ class Pool(Generic[T]):
         ]
         self._move(slot, Event.EXIT)
         slot.faults = slot.faults + 1 if reason in _FAULTS else 0
+        slot.start_failed |= not slot.greeted and reason in _FAULTS
         slot.runs = {}
-        slot.retiring = False
+        slot.retiring = slot.doomed = False
         slot.reason = slot.step = None
         slot.due = now + self._restart_delay(slot.faults, worked=slot.greeted)
         slot.greeted = False
         slot.served = 0
         self._watch(slot.due)
-        if self.limits.eager:
-            self._refill(slot, now, actions)
+        self._refill(slot, now, actions)
         self._assign(now, actions)
         return actions
 
@@ -345,6 +360,14 @@ class Pool(Generic[T]):
     def withdraw(self, gone: Callable[[T], bool]) -> None:
         """Forget the waiting tickets of which `gone` holds: somebody else has them now."""
         self.waiting = deque(ticket for ticket in self.waiting if not gone(ticket))
+
+    def give_up(self) -> list[Action[T]]:
+        """Hand back what waits, if no bridge can be started. Call it when no more tickets come."""
+        actions: list[Action[T]] = []
+        if self.failing:
+            actions += [End(ticket, Reason.START_FAILED) for ticket in self.waiting]
+            self.waiting.clear()
+        return actions
 
     def drain(self, now: float) -> list[Action[T]]:
         """Take no more: hand back what waits, let what runs finish, stop each bridge once it is idle."""
@@ -382,7 +405,7 @@ class Pool(Generic[T]):
         actions.append(Start(slot.number))
 
     def _refill(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
-        if slot.due <= now and not self.draining:
+        if slot.due <= now and not self.draining and (self.limits.eager or self.failing):
             self._start(slot, now, actions)
 
     def _stop(self, slot: Slot[T], reason: Reason, now: float, actions: list[Action[T]]) -> None:
@@ -404,7 +427,7 @@ class Pool(Generic[T]):
                 self._stop(slot, Reason.START_TIMEOUT, now, actions)
             elif slot.phase is Phase.STOPPING and slot.step in _NEXT_STEP:
                 self._step(slot, _NEXT_STEP[slot.step], now, actions)
-            elif slot.phase is Phase.EMPTY and self.limits.eager:
+            elif slot.phase is Phase.EMPTY:
                 self._refill(slot, now, actions)
         else:
             self._watch(slot.due)

@@ -1,0 +1,67 @@
+"""What a thread holds while the event loop works for it: a concurrent.futures.Future that ends as a Handle does."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future
+from contextlib import suppress
+
+from producer.async_producer import Handle
+from producer.reply import Reply
+
+
+class Outcome(Future[Reply]):
+    """A request on its way: ends with its Reply, or with the exception that stands for its failure.
+
+    `cancel` gives it up: it is not sent if it was not yet, and a reply that comes after all is counted as late.
+    Callbacks run in the event loop's thread, and must not block.
+    """
+
+    def __init__(self, message_id: str, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self.message_id = message_id
+        self._loop = loop
+        # Both for the loop's thread only.
+        self._source: asyncio.Future[Reply] | None = None
+        self._ended = False
+
+    def cancel(self) -> bool:
+        """Give it up; False if it has ended otherwise."""
+        if not super().cancel():
+            return False
+        with suppress(RuntimeError):  # the loop is closed: there is nothing to recall any more
+            self._loop.call_soon_threadsafe(self._recall)
+        return True
+
+    def follow(self, handle: Handle) -> None:
+        """End as `handle` does. Loop's thread only, like `fail`."""
+        self._source = handle.future
+        self._source.add_done_callback(self._copy)
+        if self.cancelled():
+            self._recall()
+
+    def fail(self, error: BaseException) -> None:
+        """End with `error`."""
+        if self._may_end():
+            self.set_exception(error)
+
+    def _copy(self, source: asyncio.Future[Reply]) -> None:
+        if source.cancelled():  # by _recall
+            return
+        error = source.exception()
+        if error is not None:
+            self.fail(error)
+        elif self._may_end():
+            self.set_result(source.result())
+
+    def _recall(self) -> None:
+        self._may_end()
+        if self._source is not None:
+            self._source.cancel()
+
+    def _may_end(self) -> bool:
+        """Whether it may be given its end, now. A cancelled one is not; whoever waits for it is told so."""
+        if self._ended:
+            return False
+        self._ended = True
+        return self.set_running_or_notify_cancel()
