@@ -101,7 +101,7 @@ def test_no_text_is_a_length_within_the_ceiling() -> None:
 def test_text_at_a_frame_boundary_is_named_as_such_and_quoted(text: bytes) -> None:
     decoder = FrameDecoder(LIMIT_CEILING)
     decoder.receive(text)
-    with pytest.raises(FrameError, match="does something print to stdout") as refused:
+    with pytest.raises(FrameError, match="looks like text: did the program print to stdout") as refused:
         decoder.next()
     assert refused.value.preview == text
 
