@@ -29,6 +29,8 @@ REPLY_PREFIX = "quaybridge.reply."
 DELAY_LEVELS = 17
 MAX_DELAY = 2**DELAY_LEVELS - 1  # seconds: a little over 36 hours
 DELIVERY_LIMIT = 20
+# -1 means the same from RabbitMQ 4.0 on; 3.10 takes it, and deletes a message the first time it comes back.
+UNLIMITED = 2**31 - 1
 # RabbitMQ closes the channel of, or cancels, a consumer that holds a delivery longer than this.
 CONSUMER_TIMEOUT = 24 * 3600  # seconds
 MAX_RUN_TIMEOUT = 12 * 3600  # seconds
@@ -157,4 +159,4 @@ def _quorum(*, expire_into: str, **arguments: Any) -> dict[str, Any]:
 
 def _kept_queue(name: str) -> Queue:
     """A queue to be looked into: with the default limit, the 21st look would delete a letter."""
-    return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": -1})
+    return Queue(name, {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED})

@@ -46,6 +46,8 @@ DEFAULT_TIMEOUT = 30.0  # seconds
 MOST_UNCONFIRMED = 1024
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 
+_NOT_FOUND = 404
+
 logger = logging.getLogger("quaybridge.producer")
 
 
@@ -98,6 +100,7 @@ class AsyncProducer:
         self._wall = wall
         self._link = Link(self.broker, name, set_up=self._set_up, on_lost=self._on_lost, readdress=self._readdress)
         self._reply_to = DIRECT_REPLY_TO
+        self._exchange_seen = False  # by this channel: a publish that finds none was taken by nobody
         self._waiting: dict[str, _Call] = {}
 
     def __repr__(self) -> str:
@@ -171,11 +174,13 @@ class AsyncProducer:
         request = prepare(service, command, args, now=self._wall(), timeout=None)
         left = await self._enter(request, timeout)
         sent = self._publish(request, None, left)
+        sent.add_done_callback(lambda _: self._window.leave(len(request.body)))
         try:
             await asyncio.shield(sent)
         except (BrokerError, CodedError) as error:
-            failure = _not_published(error, request)
+            failure = self._not_published(error, request)
             raise failure from (error if failure is not error else None)
+        self._exchange_seen = True
         return request.message_id
 
     async def map(
@@ -258,15 +263,12 @@ class AsyncProducer:
         return max(end - loop.time(), 0.001)
 
     def _publish(self, request: PreparedRequest, reply_to: str | None, timeout: float) -> asyncio.Future[None]:
-        """Publish, having entered the window, which is left when the future ends."""
-        size = len(request.body)
+        """Publish, having entered the window. Leave it when the future ends; it has been left if this raises."""
         try:
-            sent = self._link.publish(request.message(reply_to), timeout=timeout)
+            return self._link.publish(request.message(reply_to), timeout=timeout)
         except QuaybridgeError:
-            self._window.leave(size)
+            self._window.leave(len(request.body))
             raise
-        sent.add_done_callback(lambda _: self._window.leave(size))
-        return sent
 
     def _send(self, request: PreparedRequest, timeout: float) -> Handle:
         """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
@@ -285,15 +287,35 @@ class AsyncProducer:
             call.timer.cancel()
 
     def _sent(self, request: PreparedRequest, sent: asyncio.Future[None]) -> None:
+        self._window.leave(len(request.body))
         error = sent.exception()
         if isinstance(error, BrokerError | CodedError):
-            self._end(request.message_id, _not_published(error, request))
+            self._end(request.message_id, self._not_published(error, request))
         elif error is not None:
             self._end(request.message_id, error)
-        elif (call := self._waiting.get(request.message_id)) is not None:
-            call.confirmed = True
-            if call.late:
-                self._late(request.message_id)
+        else:
+            self._exchange_seen = True
+            if (call := self._waiting.get(request.message_id)) is not None:
+                call.confirmed = True
+                if call.late:
+                    self._late(request.message_id)
+
+    def _not_published(self, error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:
+        """What a publish's failure means to whoever sent the request."""
+        message_id, name = request.message_id, request.service
+        if isinstance(error, CodedError):
+            error.message_id = message_id
+            return error
+        if isinstance(error, Unroutable):
+            self._exchange_seen = True
+            text = f"no queue for service {name!r}: start a worker that serves it (a typing error in the name?)"
+            return UnknownService(text, message_id=message_id)
+        assert isinstance(error, ChannelClosed)
+        if error.code == _NOT_FOUND and not self._exchange_seen:
+            text = f"no queue for service {name!r}: no worker was ever started on {self.broker.address}"
+            return UnknownService(text, message_id=message_id)
+        text = f"the connection was lost before the broker confirmed the request: {error.reason}"
+        return OutcomeUnknown(text, message_id=message_id)
 
     def _late(self, message_id: str) -> None:
         call = self._waiting.get(message_id)
@@ -326,6 +348,7 @@ class AsyncProducer:
     # The connection.
 
     async def _set_up(self, channel: Channel) -> None:
+        self._exchange_seen = False
         self._reply_to = await channel.declare_reply_queue()
         await channel.consume(self._reply_to, self._on_reply, on_cancelled=self._on_cancelled, no_ack=True)
 
@@ -371,18 +394,3 @@ def _failed(error: CodedError) -> asyncio.Future[Reply]:
     future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
     future.set_exception(error)
     return future
-
-
-def _not_published(error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:
-    """What a publish's failure means to whoever sent the request."""
-    message_id = request.message_id
-    if isinstance(error, CodedError):
-        error.message_id = message_id
-        return error
-    if isinstance(error, Unroutable):
-        name = request.service
-        text = f"no queue for service {name!r}: start a worker that serves it (a typing error in the name?)"
-        return UnknownService(text, message_id=message_id)
-    assert isinstance(error, ChannelClosed)
-    text = f"the connection was lost before the broker confirmed the request: {error.reason}"
-    return OutcomeUnknown(text, message_id=message_id)

@@ -6,8 +6,7 @@ import math
 import random
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from bridge_protocol.envelope import request_properties
 from bridge_protocol.errors import BadRequest, TooLarge
@@ -17,8 +16,7 @@ from bridge_protocol.topology import EXCHANGE, service_name_problem
 from broker.contract import Message
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreparedRequest:
+class PreparedRequest(NamedTuple):
     """A request's body, and what its envelope will say. `deadline` in Unix milliseconds."""
 
     message_id: str
@@ -51,7 +49,7 @@ def prepare(
     deadline = None if timeout is None else int((now + timeout) * 1000)
     # The id only has to differ from the others on one bridge; the message id is what nobody may guess.
     request = Request(
-        id=random.randint(1, MAX_ID),  # noqa: S311
+        id=random.getrandbits(MAX_ID.bit_length()) or 1,
         command=command,
         args=dict(args or {}),
         timestamp=format_timestamp(now),

@@ -10,6 +10,7 @@ when the block ends, however it ends.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import secrets
@@ -19,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import warnings
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from contextlib import ExitStack, closing
@@ -172,13 +174,12 @@ class ContainerRabbitMQ(RabbitMQ):
         return text
 
     def _start(self, stack: ExitStack) -> None:
-        try:
-            from testcontainers.core.config import testcontainers_config
-            from testcontainers.core.container import DockerContainer
-        except ImportError as error:
-            raise RabbitMQError(
-                "containers need the package testcontainers: pip install 'quaybridge[containers]'"
-            ) from error
+        if (problem := docker_available()) is not None:
+            raise RabbitMQError(problem)
+        import docker
+        from testcontainers.core.config import testcontainers_config
+        from testcontainers.core.container import DockerContainer
+
         if not image_present(testcontainers_config.ryuk_image):
             # Its watchdog would be pulled first. The block removes the container without it.
             testcontainers_config.ryuk_disabled = True
@@ -190,7 +191,10 @@ class ContainerRabbitMQ(RabbitMQ):
         self._container = container
         stack.callback(container.get_docker_client().client.close)
         stack.callback(container.stop)
-        container.start()
+        try:
+            container.start()
+        except docker.errors.DockerException as error:
+            raise RabbitMQError(f"no container of {self.image} can be started: {error}") from error
         self.host = container.get_container_host_ip()
         self.port = int(container.get_exposed_port(_AMQP_PORT))
         if has_management:
@@ -301,10 +305,20 @@ class PrivateRabbitMQ(RabbitMQ):
 def docker_available() -> str | None:
     """Why no container can be started here, or None."""
     try:
-        import docker
-        import testcontainers.core.container  # noqa: F401 (whether it is there)
+        import testcontainers.core.container  # noqa: F401 (whether it is there; it needs docker itself)
     except ImportError:
         return "the package testcontainers is not installed: pip install 'quaybridge[containers]'"
+    with warnings.catch_warnings():
+        # The socket that could not connect is left to the garbage collector (docker/transport/unixconn.py).
+        warnings.simplefilter("ignore", ResourceWarning)
+        problem = _docker_problem()
+        gc.collect()
+    return problem
+
+
+def _docker_problem() -> str | None:
+    import docker
+
     try:
         with closing(docker.from_env(timeout=10)) as client:
             client.ping()
@@ -314,7 +328,7 @@ def docker_available() -> str | None:
 
 
 def image_present(image: str) -> bool:
-    """Whether Docker has `image` already, so that it need not be pulled. Needs `docker_available`."""
+    """Whether Docker has `image` already, so that it need not be pulled. Only where `docker_available` is None."""
     import docker
 
     with closing(docker.from_env(timeout=10)) as client:

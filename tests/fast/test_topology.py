@@ -18,6 +18,7 @@ from bridge_protocol.topology import (
     MAX_DELAY,
     RESERVED_NAMES,
     UNDELIVERABLE,
+    UNLIMITED,
     Binding,
     Exchange,
     Queue,
@@ -243,7 +244,7 @@ def test_all_keys_and_names_fit_short_strings() -> None:
 def test_undeliverable_replies_and_dead_letters_are_kept_however_often_they_are_looked_at() -> None:
     assert BROKER.publish(EXCHANGE, "undeliverable") == {UNDELIVERABLE}
     for name in (UNDELIVERABLE, dead_letter_queue("a")):
-        assert BROKER.queues[name].arguments == {"x-queue-type": "quorum", "x-delivery-limit": -1}
+        assert BROKER.queues[name].arguments == {"x-queue-type": "quorum", "x-delivery-limit": UNLIMITED}
 
 
 def test_a_request_queue_loses_nothing() -> None:
