@@ -37,6 +37,7 @@ def encode(value: Any) -> bytes:
 
     Accepts what orjson does (str, int within 64 bits, float, bool, None, list, tuple, dict with text keys,
     dataclass, datetime, enum, UUID). Refuses NaN and infinities, and nesting deeper than 128.
+    A dataclass with `__slots__` must have them all set: on an unset one orjson 3.13.0 ends the process (SIGSEGV).
     """
     try:
         payload = orjson.dumps(value)

@@ -203,6 +203,7 @@ class Link:
         if keeper.cancelled():
             if not first.done():
                 first.set_exception(ChannelClosed(CLOSED_HERE))
+                first.exception()  # a `start` that was cancelled is not there to take it; asyncio would log that
             return
         bug = keeper.exception()
         if bug is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 import pytest
+from vhost import Vhost
 
 from quaybridge.rabbitmq import (
     DEFAULT_IMAGE,
@@ -31,27 +31,9 @@ from quaybridge.rabbitmq import (
 LAYERS = ("fast", "protocol", "full")
 ON_PATH = "rabbitmq-server"  # stands for the one on PATH where others name an image
 
-_missing = pytest.StashKey[set[str]]()
+SKIPPED = "needs RabbitMQ"
 
-
-@dataclass(frozen=True)
-class Vhost:
-    """A vhost for one test, in a RabbitMQ shared by all."""
-
-    name: str
-    url: str
-    rabbitmq: RabbitMQ
-
-    def control(self, command: str, *arguments: str) -> str:
-        """Run a rabbitmqctl command in this vhost."""
-        return self.rabbitmq.control(command, "--vhost", self.name, *arguments)
-
-    def delete_queue(self, queue: str) -> None:
-        """Remove a queue behind the back of whoever uses it."""
-        if self.rabbitmq.management_port is None:
-            self.control("delete_queue", queue)
-        else:
-            self.rabbitmq.manage("DELETE", f"/api/queues/{quote(self.name, safe='')}/{quote(queue, safe='')}")
+_missing = pytest.StashKey[Counter[str]]()
 
 
 class RabbitMQs:
@@ -133,15 +115,15 @@ def _vhost_in(rabbitmqs: RabbitMQs, names: list[str], request: pytest.FixtureReq
         problem = "; ".join(rabbitmqs.problems[name] for name in names)
         if containers_required():
             pytest.fail(f"QUAYBRIDGE_REQUIRE_CONTAINERS=1, and {problem}")
-        request.config.stash[_missing].add(problem)
-        pytest.skip(f"needs RabbitMQ: {problem}")
+        request.config.stash[_missing][problem] += 1
+        pytest.skip(SKIPPED)
     name = f"test-{secrets.token_hex(4)}"
     yield Vhost(name, rabbitmq.add_vhost(name), rabbitmq)
     rabbitmq.delete_vhost(name)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_missing] = set()
+    config.stash[_missing] = Counter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -151,9 +133,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(layer)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if missing := config.stash[_missing]:
-        problems = "; ".join(sorted(missing))
-        terminalreporter.write_line(
-            f"SKIPPED ALL THAT NEEDS RABBITMQ ({problems}). Run `make rabbitmq` to get one.", red=True, bold=True
-        )
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple) and SKIPPED in report.longrepr[2]:
+        report.longrepr = (__file__, 0, report.longrepr[2])  # in one place: one line for all of them
+    return report
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and (missing := config.stash[_missing]):
+        (problem, _), *_ = missing.most_common(1)
+        line = f"SKIPPED {missing.total()} TESTS THAT NEED RABBITMQ ({problem}). Run `make rabbitmq` to get one."
+        terminal.write_line(line, red=True, bold=True)

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bridge_protocol.errors import FrameError, FrameKind, escape
+from bridge_protocol.errors import FrameError, escape
 from bridge_protocol.frames import HEADER_SIZE, FrameDecoder
 from worker_node.stderr import StderrLines
 
@@ -57,21 +57,22 @@ class BridgeExit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Garbage:
-    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped; empty if there were none."""
+    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped."""
 
     error: FrameError
     quoted: str
 
     def __str__(self) -> str:
-        said = f"; stdout said {self.quoted}" if self.quoted else ""
-        return f"{self.error.kind}: {self.error.detail}{said}"
+        return f"{self.error.kind}: {self.error.detail}; stdout said {self.quoted}"
 
 
 class BridgeProcess:
     """A running bridge. Reports through its callbacks, each called on the event loop:
 
-    `on_payload(payload)` for each whole frame; `on_garbage(Garbage)` once, after which nothing more is read as
-    frames; `on_exit(BridgeExit)` once, last, when the process is dead and its descriptors are closed.
+    `on_payload(payload)` for each whole frame; `on_doomed()` at most once, as soon as it is plain that the bridge
+    cannot go on, so that it is sent nothing more; a moment later, when more can be told, `on_garbage(Garbage)` or
+    `on_closed(name)` (its stdin or stdout, closed by a process that lives on), or neither; `on_exit(BridgeExit)`
+    once, last, when the process is dead and its descriptors are closed. After garbage nothing is read as frames.
     """
 
     def __init__(
@@ -82,28 +83,41 @@ class BridgeProcess:
         directory: str | None,
         frame_limit: int,
         on_payload: Callable[[bytes | bytearray], None],
+        on_doomed: Callable[[], None],
         on_garbage: Callable[[Garbage], None],
+        on_closed: Callable[[str], None],
         on_exit: Callable[[BridgeExit], None],
         on_stderr: Callable[[str], None],
     ) -> None:
-        """Start it. Raises OSError if the program cannot be started."""
+        """Start it. Raises OSError or ValueError if the program cannot be started; nothing is left then."""
         self._loop = asyncio.get_running_loop()
         self._on_payload = on_payload
+        self._on_doomed = on_doomed
         self._on_garbage = on_garbage
+        self._on_closed = on_closed
         self._on_exit = on_exit
         self._decoder = FrameDecoder(frame_limit)
         self._stderr = StderrLines(on_stderr)
         self._unwritten: deque[memoryview] = deque()
         self._broken: FrameError | None = None
-        self._in_frame = False
         self._quote = bytearray()
-        self._quote_timer: asyncio.TimerHandle | None = None
+        self._closed = ""
+        self._verdict: asyncio.TimerHandle | None = None  # since it is doomed
+        self._told = False  # why it is doomed
         self._started = self._loop.time()
         # Linux counts what the forking process held as the new one's peak, until that exceeds it.
         self._inherited_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pipes = (os.pipe(), os.pipe(), os.pipe())
-        (their_stdin, self._stdin), (self._stdout, their_stdout), (self._errors, their_errors) = pipes
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+
+            def pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
+                ends = os.pipe()
+                reader.callback(os.close, ends[0])
+                writer.callback(os.close, ends[1])
+                return ends
+
+            their_stdin, self._stdin = pipe(theirs, ours)
+            self._stdout, their_stdout = pipe(ours, theirs)
+            self._errors, their_errors = pipe(ours, theirs)
             # A session, and so a process group, of its own: a signal to the group reaches its children, and a
             # Ctrl-C at the node's terminal does not reach it.
             self._process = subprocess.Popen(
@@ -115,15 +129,14 @@ class BridgeProcess:
                 cwd=directory,
                 start_new_session=True,
             )
-        except BaseException:
-            for descriptor in (self._stdin, self._stdout, self._errors):
-                os.close(descriptor)
-            raise
-        finally:
-            for descriptor in (their_stdin, their_stdout, their_errors):
-                os.close(descriptor)
-        self.pid = self._process.pid
-        self._exit = os.pidfd_open(self.pid)
+            self.pid = self._process.pid
+            try:
+                self._exit = os.pidfd_open(self.pid)
+            except OSError:  # too many open files
+                self.send_signal(signal.SIGKILL)
+                self._process.wait()
+                raise
+            ours.pop_all()
         for descriptor in (self._stdin, self._stdout, self._errors):
             os.set_blocking(descriptor, False)
         self._reading = {self._stdout: self._read_stdout, self._errors: self._read_stderr}
@@ -147,7 +160,7 @@ class BridgeProcess:
         except BlockingIOError:
             written = 0
         except BrokenPipeError:
-            self.end_input()  # its exit, or its silence, will tell
+            self._closed_stdin()
             return
         if written < HEADER_SIZE + len(payload):
             rest = [memoryview(header)[written:]] if written < HEADER_SIZE else []
@@ -175,7 +188,7 @@ class BridgeProcess:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            self.end_input()
+            self._closed_stdin()
             return
         while written:
             first = self._unwritten[0]
@@ -195,25 +208,27 @@ class BridgeProcess:
             self._quote += data[: QUOTE_BYTES - len(self._quote)]
             return
         if not data:
-            self._closed_stdout()
+            self._doom("stdout")
             return
         try:
             self._decoder.receive(data)
             while (payload := self._decoder.next()) is not None:
                 self._on_payload(payload)
         except FrameError as error:
-            self._break(error, self._decoder.rest())
+            self._broken = error
+            self._quote += self._decoder.rest()[:QUOTE_BYTES]
+            self._doom()
 
-    def _closed_stdout(self) -> None:
-        """The end of its output. If that is not the process's own end too, it can never answer again."""
-        self._in_frame = self._decoder.in_frame
-        detail = "stdout was closed, and the process lives on"
-        self._break(FrameError(FrameKind.TRUNCATED_HEADER, detail), b"")
+    def _closed_stdin(self) -> None:
+        self.end_input()
+        self._doom("stdin")
 
-    def _break(self, error: FrameError, rest: bytes) -> None:
-        self._broken = error
-        self._quote += rest[:QUOTE_BYTES]
-        self._quote_timer = self._loop.call_later(QUOTE_SECONDS, self._report_garbage)
+    def _doom(self, closed: str = "") -> None:
+        """It cannot go on. Its end, or what else it says, may tell why: that has a moment to come."""
+        self._closed = self._closed or closed
+        if self._verdict is None:
+            self._verdict = self._loop.call_later(QUOTE_SECONDS, self._tell)
+            self._on_doomed()
 
     def _read_stderr(self) -> None:
         data = self._read(self._errors)
@@ -235,12 +250,16 @@ class BridgeProcess:
             self._loop.remove_reader(descriptor)
             os.close(descriptor)
 
-    def _report_garbage(self) -> None:
-        if self._quote_timer is not None and self._broken is not None:
-            self._quote_timer.cancel()
-            self._quote_timer = None
-            quoted = escape(bytes(self._quote), QUOTE_BYTES) if self._quote else ""
-            self._on_garbage(Garbage(error=self._broken, quoted=quoted))
+    def _tell(self) -> None:
+        """Say why it is doomed, once; an end in mid-stream is told by `on_exit`."""
+        if self._told:
+            return
+        if self._broken is not None:
+            self._told = True
+            self._on_garbage(Garbage(error=self._broken, quoted=escape(bytes(self._quote), QUOTE_BYTES)))
+        elif self._process.returncode is None:
+            self._told = True
+            self._on_closed(self._closed)
 
     def _exited(self) -> None:
         # The process is dead but not reaped: its group's id is still its own, so this reaches only what is left.
@@ -250,6 +269,8 @@ class BridgeProcess:
         self._loop.remove_reader(self._exit)
         os.close(self._exit)
         self.end_input()
+        # It gets no more requests, even if its last replies are only found now.
+        self._doom()
         for descriptor, read_on in tuple(self._reading.items()):
             # What is in the pipe by now is all that counts; whoever else holds its other end may keep writing.
             for _ in range(64):
@@ -258,12 +279,9 @@ class BridgeProcess:
                 read_on()
             self._stop_reading(descriptor)
         self._stderr.receive_eof()
-        if self._broken is None:
-            self._in_frame = self._decoder.in_frame
-        elif self._broken.kind is not FrameKind.TRUNCATED_HEADER:
-            self._report_garbage()
-        elif self._quote_timer is not None:
-            self._quote_timer.cancel()
+        self._tell()
+        if self._verdict is not None:
+            self._verdict.cancel()
         code = self._process.returncode
         self._on_exit(
             BridgeExit(
@@ -271,7 +289,7 @@ class BridgeProcess:
                 signal=-code if code < 0 else None,
                 memory_peak=usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited_peak else None,
                 uptime=self._loop.time() - self._started,
-                in_frame=self._in_frame,
+                in_frame=self._broken is None and self._decoder.in_frame,
                 stderr=tuple(self._stderr.tail()),
             )
         )

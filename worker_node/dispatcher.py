@@ -59,7 +59,7 @@ class Bridge:
 class Dispatcher:
     """One service on one node.
 
-    `on_change` is called whenever `ready`, `startable` or what the intake should hold may have changed.
+    `on_change` is called whenever `ready`, `pool.failing` or `pool.empty` may have changed.
     """
 
     def __init__(
@@ -111,7 +111,6 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self.start_trouble: str | None = None  # why the latest bridge could not start
-        self.start_failures = 0  # in a row
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self.name}: {self.pool!r}>"
@@ -119,7 +118,7 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Whether requests can run: a bridge passed its handshake, or one is started when work comes."""
-        return self.pool.ready > 0 or not self.pool.limits.eager
+        return self.pool.ready > 0 or not (self.pool.limits.eager or self.pool.failing)
 
     # The life of the service.
 
@@ -134,6 +133,15 @@ class Dispatcher:
     def abort(self) -> None:
         """Kill every bridge, and hand back what ran on it."""
         self._perform(self.pool.abort(self._loop.time()))
+
+    def give_up(self) -> None:
+        """Hand back what waits if no bridge can be started. Call it when nothing more is taken."""
+        self._perform(self.pool.give_up())
+
+    def close(self) -> None:
+        """No process is left, and nothing more will happen."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def forget(self) -> None:
         """The channel is gone: what waits came by it, and will come again."""
@@ -179,10 +187,13 @@ class Dispatcher:
                 self._greeted(bridge, message)
                 return
         except FrameError as error:
-            self._violation(bridge, str(error))
+            if phase is Phase.STARTING:
+                self._start_failed(bridge, f"it answered its handshake with what is no reply: {error}")
+            else:
+                self._violation(bridge, str(error))
             return
         if message.id is None:
-            self._violation(bridge, f"it could not read the frame it was sent: {message.error}")
+            self._violation(bridge, f"it could not read the frame it was sent: {message.error[:200]!r}")
             return
         run = self.pool.run(slot, message.id)
         if run is None:
@@ -206,11 +217,10 @@ class Dispatcher:
 
     def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
         if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
-            said = message.error if isinstance(message, messages.Failure) else repr(message)[:200]
-            self._start_failed(bridge, f"it answered its handshake with {said!r}")
+            said = repr(message.error[:200]) if isinstance(message, messages.Failure) else type(message).__name__
+            self._start_failed(bridge, f"it answered its handshake with {said}")
             return
         bridge.capabilities = messages.read_capabilities(message.result)
-        self.start_failures = 0
         self._perform(
             self.pool.greeted(
                 bridge.slot,
@@ -227,9 +237,19 @@ class Dispatcher:
         if self.pool.slots[bridge.slot].phase is Phase.STARTING:
             self._start_failed(bridge, f"it wrote what is no frame: {garbage}")
         elif garbage.error.kind is FrameKind.FRAME_TOO_LARGE and length <= LIMIT_CEILING:
-            self._violation(bridge, f"a reply is over the limit: {garbage.error.detail}", Code.TOO_LARGE)
+            # Of several requests any may be the one; tried again, each alone, only that one ends here again.
+            alone = len(self.pool.slots[bridge.slot].runs) == 1
+            code = Code.TOO_LARGE if alone else Code.PROTOCOL_VIOLATION
+            self._violation(bridge, f"a reply is over the limit: {garbage.error.detail}", code)
         else:
             self._violation(bridge, str(garbage))
+
+    def _on_closed(self, bridge: Bridge, name: str) -> None:
+        match self.pool.slots[bridge.slot].phase:
+            case Phase.STARTING:
+                self._start_failed(bridge, f"it closed its {name} and lives on")
+            case Phase.READY:
+                self._violation(bridge, f"it closed its {name} and lives on")
 
     def _on_exit(self, bridge: Bridge, ended: BridgeExit) -> None:
         slot = bridge.slot
@@ -313,12 +333,19 @@ class Dispatcher:
                 directory=settings.directory,
                 frame_limit=settings.frame_limit,
                 on_payload=lambda payload: self._on_payload(bridge, payload),
+                on_doomed=lambda: self.pool.doom(slot),
                 on_garbage=lambda garbage: self._on_garbage(bridge, garbage),
+                on_closed=lambda name: self._on_closed(bridge, name),
                 on_exit=lambda ended: self._on_exit(bridge, ended),
                 on_stderr=lambda line: self._log_stderr(bridge, line),
             )
-        except OSError as error:
-            self._note_start_failure(slot, f"{settings.command[0]}: {error.strerror or error}")
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.strerror:
+                # Of a directory that is not there the error names that, not the program.
+                message = f"{error.filename or settings.command[0]}: {error.strerror}"
+            else:
+                message = f"{settings.command[0]}: {error}"
+            self._note_start_failure(slot, message)
             return self.pool.exited(slot, self._loop.time())
         bridge = self._bridges[slot] = Bridge(slot, process)
         greeting = messages.handshake(f"{self._node}-{slot}", messages.format_timestamp(self._wall()))
@@ -357,7 +384,6 @@ class Dispatcher:
                 self._perform(self.pool.condemn(bridge.slot, Reason.START_FAILED, self._loop.time()))
 
     def _note_start_failure(self, slot: int, message: str) -> None:
-        self.start_failures += 1
         self.start_trouble = message
         logger.warning("%s[%d]: the bridge did not start: %s", self.name, slot, message)
         self._loop.call_soon(self._on_change)

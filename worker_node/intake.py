@@ -27,17 +27,23 @@ class Intake:
         self._channel: Channel | None = None
         self._wanted = (0, 0)
         self._consumers: list[tuple[Consumer | None, int]] = [(None, 0), (None, 0)]
-        self._adjusting: asyncio.Task[None] | None = None
+        self._adjusting: asyncio.Task[None] | None = None  # one at a time, or a consumer would be made twice
 
     def __repr__(self) -> str:
         running, ahead = (size for _, size in self._consumers)
         return f"<Intake of {self.queue}: {running} to run, {ahead} ahead>"
 
+    @property
+    def stopped(self) -> bool:
+        """Whether there is no consumer."""
+        return all(consumer is None for consumer, _ in self._consumers)
+
     async def attach(self, channel: Channel) -> None:
         """Consume on this new channel. Raises BrokerError if it cannot."""
         self.detach()
         self._channel = channel
-        await self._adjust(channel)
+        self._adjusting = asyncio.get_running_loop().create_task(self._adjust(channel))
+        await self._adjusting
 
     def detach(self) -> None:
         """The channel is gone, and its consumers with it."""
@@ -53,9 +59,9 @@ class Intake:
             self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._channel))
 
     async def settled(self) -> None:
-        """Wait until what is wanted is so: after `want(0, 0)`, until no more deliveries come."""
+        """Wait until what is wanted is so, or the channel is gone: after `want(0, 0)` no more deliveries come."""
         if self._adjusting is not None:
-            await self._adjusting
+            await asyncio.wait([self._adjusting])
 
     async def _follow(self, channel: Channel) -> None:
         try:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import request_queue, service_topology, shared_topology
@@ -53,7 +54,6 @@ class Node:
         self._looking: asyncio.Task[None] | None = None
         self._stopping: asyncio.Event = asyncio.Event()
         self._hurrying: asyncio.Event = asyncio.Event()
-        self._ended = False
 
     def __repr__(self) -> str:
         return f"<Node {self.name}: {', '.join(repr(dispatcher.pool) for dispatcher, _ in self._services)}>"
@@ -115,31 +115,14 @@ class Node:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Start, serve until `request_stop`, and drain. Raises what `start` does."""
-        starting = asyncio.ensure_future(self.start())
-        stopping = asyncio.ensure_future(self._stopping.wait())
+        """Start, serve until `request_stop`, and drain. Raises what `start` does. Cancelled, it stops at once."""
         try:
-            await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not starting.done():
-                starting.cancel()
-                await asyncio.wait([starting])
-                return
-            starting.result()
-            await stopping
+            if await _unless(self._stopping, self.start()):
+                await self._stopping.wait()
+                if not await _unless(self._hurrying, self.drain()):
+                    logger.info("%s: stopping at once", self.name)
         finally:
-            starting.cancel()
-            stopping.cancel()
-        draining = asyncio.ensure_future(self.drain())
-        hurrying = asyncio.ensure_future(self._hurrying.wait())
-        await asyncio.wait([draining, hurrying], return_when=asyncio.FIRST_COMPLETED)
-        hurrying.cancel()
-        if not draining.done():
-            logger.info("%s: stopping at once", self.name)
-            draining.cancel()
-            await asyncio.wait([draining])
             await self.stop()
-        elif not draining.cancelled():
-            draining.result()
 
     async def drain(self) -> None:
         """Stop gracefully: take no more, finish what runs within `drain_timeout`, hand back the rest."""
@@ -150,24 +133,21 @@ class Node:
                 await self._wait(lambda: all(not any(d.pool.tickets()) for d in self.services))
                 for dispatcher in self.services:
                     await dispatcher.settlement.wait_idle()
+                # Idle bridges were asked to go already; they have their stop timeout to do so, no more.
+                async with asyncio.timeout(max((d.settings.stop_timeout for d in self.services), default=0.0)):
+                    await self._wait(lambda: all(d.pool.empty for d in self.services))
         await self.stop()
 
     async def stop(self) -> None:
-        """Stop at once: kill every bridge, hand back what ran on it."""
-        if self._ended:
-            return
-        self._ended = True
+        """Stop at once: kill every bridge, hand back what ran on it. Also completes a `drain` that was cancelled."""
         await self._take_no_more()
-        # Drained bridges are idle, and were asked to go already; they have their stop timeout, no more.
-        with contextlib.suppress(TimeoutError):
-            longest = max((d.settings.stop_timeout for d in self.services), default=0.0)
-            async with asyncio.timeout(longest if not any(any(d.pool.tickets()) for d in self.services) else 0):
-                await self._wait(lambda: all(d.pool.empty for d in self.services))
         for dispatcher in self.services:
             dispatcher.abort()
         await self._wait(lambda: all(d.pool.empty for d in self.services))
         await self._consuming.close()
         await self._publishing.close()
+        for dispatcher in self.services:
+            dispatcher.close()
         logger.info("%s: stopped", self.name)
 
     async def _take_no_more(self) -> None:
@@ -188,6 +168,7 @@ class Node:
     # The connections.
 
     async def _set_up(self, channel: Channel) -> None:
+        self._forget_channel()  # of an earlier one that was lost while it was set up, nobody has told
         await channel.declare(shared_topology())
         for dispatcher, intake in self._services:
             await channel.declare(service_topology(dispatcher.name))
@@ -197,6 +178,9 @@ class Node:
         """Nothing: what is published to is declared on the other connection."""
 
     def _on_lost(self, reason: str) -> None:
+        self._forget_channel()
+
+    def _forget_channel(self) -> None:
         for dispatcher, intake in self._services:
             intake.detach()
             dispatcher.forget()
@@ -220,6 +204,8 @@ class Node:
         for dispatcher, intake in self._services:
             if not self._taking or not dispatcher.ready:
                 intake.want(0, 0)
+                if intake.stopped:
+                    dispatcher.give_up()
             else:
                 capacity = dispatcher.pool.capacity
                 intake.want(capacity, dispatcher.lookahead.wanted(capacity))
@@ -229,7 +215,7 @@ class Node:
 
         def ready() -> bool:
             for dispatcher in self.services:
-                if not dispatcher.ready and dispatcher.start_failures >= dispatcher.settings.bridges:
+                if not dispatcher.ready and dispatcher.pool.failing:
                     raise BridgeStartError(f"service {dispatcher.name}: {dispatcher.start_trouble}")
             return all(dispatcher.ready for dispatcher in self.services)
 
@@ -239,3 +225,19 @@ class Node:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
+
+
+async def _unless(event: asyncio.Event, work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work`, and whether it was done: cancelled if `event` is set first."""
+    working = asyncio.ensure_future(work)
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait([working, waiting], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+        working.cancel()
+        await asyncio.wait([working])
+    if working.cancelled():
+        return False
+    working.result()
+    return True

@@ -8,25 +8,31 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bridge_protocol import codec, messages, topology
 from bridge_protocol.envelope import (
     DEADLINE,
     DIRECT_REPLY_TO,
+    RESULT,
     TRACEPARENT,
     dead_letter_properties,
+    message_id_problem,
     reply_properties,
     request_properties,
 )
-from bridge_protocol.errors import Code, CodedError, TooLarge
+from bridge_protocol.errors import Code, CodedError
+from bridge_protocol.messages import command_problem
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
 from worker_node.core.admission import reply_address
 from worker_node.core.fate import Ended, Fault, HandBack, Retry, RetryPolicy, decide
+from worker_node.stderr import printable
 
 PAUSE = 1.0  # seconds before a publish that failed is tried again
+LONGEST_SHOWN = 500  # characters of somebody else's text in a log line
+LONGEST_ERROR = 2048  # characters of it in a dead letter's header
 LONGEST_DETAILS = 16 * 1024  # bytes of JSON in a dead letter's header; all headers together have 32 KiB
 
 logger = logging.getLogger("quaybridge.node")
@@ -114,12 +120,12 @@ class Settlement:
                 self.counts.retried += 1
                 logger.info(
                     "%s: %s: %s; trying again in %d s (attempt %d of %d)",
-                    *(self._service, _name(delivery), fault.message, delay, attempt, self._policy.max_attempts),
+                    *(self._service, _name(delivery), _shown(fault), delay, attempt, self._policy.max_attempts),
                 )
                 self._settle(case, [self._retry(delivery, delay, attempt)])
             case Ended(dead_letter):
                 self.counts.failed += 1
-                said = f"{fault.code}: {fault.message}" + ("; kept as a dead letter" if dead_letter else "")
+                said = f"{fault.code}: {_shown(fault)}" + ("; kept as a dead letter" if dead_letter else "")
                 level = logging.WARNING if dead_letter else logging.INFO
                 logger.log(level, "%s: %s failed: %s", self._service, _name(delivery), said)
                 outgoing = [self._dead_letter(case, fault)] if dead_letter else []
@@ -138,7 +144,7 @@ class Settlement:
         if address is None:
             return []
         envelope = reply_properties(
-            correlation_id=properties.correlation_id or properties.message_id,
+            correlation_id=_usable(properties.correlation_id) or _usable(properties.message_id),
             code=code,
             attempt=case.attempt,
             node=self._node,
@@ -171,10 +177,16 @@ class Settlement:
         details = codec.encode(fault.details)
         if len(details) > LONGEST_DETAILS:
             details = codec.encode({"omitted": f"{len(details):,} bytes of details"})
+        old = case.delivery.properties
         properties = dead_letter_properties(
-            case.delivery.properties,
+            replace(
+                old,
+                message_id=_usable(old.message_id),
+                correlation_id=_usable(old.correlation_id),
+                type=None if old.type is None or command_problem(old.type) else old.type,
+            ),
             code=fault.code,
-            error=fault.message[:2048],
+            error=fault.message[:LONGEST_ERROR],
             attempt=case.attempt,
             node=self._node,
             service=self._service,
@@ -196,29 +208,32 @@ class Settlement:
             properties=reply.properties,
         )
 
-    # Publish them one after the other; ack when the last is confirmed.
+    # Publish them one after the other; when the last is confirmed, let the delivery go.
 
     def _settle(self, case: Case, outgoing: list[Message]) -> None:
         self.counts.redelivered += case.delivery.redelivered
-        if not outgoing:
-            case.delivery.ack()
-            return
         self._pending += 1
         self._idle.clear()
-        self._publish(case, outgoing)
+        self._publish(case, outgoing, case.delivery.ack)
 
-    def _publish(self, case: Case, outgoing: list[Message]) -> None:
-        if case.delivery.stale:
-            self._end()
+    def _publish(self, case: Case, outgoing: list[Message], let_go: Callable[[], None]) -> None:
+        if not outgoing:
+            let_go()
+        elif not case.delivery.stale:
+            try:
+                sent = self._link.publish(outgoing[0], timeout=self._publish_timeout)
+            except CodedError as error:
+                self._unsendable(case, outgoing, let_go, error)
+            else:
+                sent.add_done_callback(partial(self._published, case, outgoing, let_go))
             return
-        try:
-            sent = self._link.publish(outgoing[0], timeout=self._publish_timeout)
-        except CodedError as error:
-            self._unsendable(case, error)
-            return
-        sent.add_done_callback(partial(self._published, case, outgoing))
+        self._pending -= 1
+        if not self._pending:
+            self._idle.set()
 
-    def _published(self, case: Case, outgoing: list[Message], sent: asyncio.Future[None]) -> None:
+    def _published(
+        self, case: Case, outgoing: list[Message], let_go: Callable[[], None], sent: asyncio.Future[None]
+    ) -> None:
         error = sent.exception()
         message, following = outgoing[0], outgoing[1:]
         if error is None:
@@ -233,26 +248,38 @@ class Settlement:
         else:
             # Not confirmed: until it is, the request stays unacked, and is another node's if this one ends.
             logger.warning("%s: not published yet: %s", self._service, error)
-            asyncio.get_running_loop().call_later(PAUSE, self._publish, case, outgoing)
+            asyncio.get_running_loop().call_later(PAUSE, self._publish, case, outgoing, let_go)
             return
-        if following:
-            self._publish(case, following)
-            return
-        case.delivery.ack()
-        self._end()
+        self._publish(case, following, let_go)
 
-    def _unsendable(self, case: Case, error: CodedError) -> None:
-        """A reply that no broker would take (it is too large): the failure that says so takes its place."""
-        code = Code.TOO_LARGE if isinstance(error, TooLarge) else Code.PROTOCOL_VIOLATION
-        fault = Fault(code=code, message=f"the reply cannot be sent: {error.message}")
+    def _unsendable(self, case: Case, outgoing: list[Message], let_go: Callable[[], None], error: CodedError) -> None:
+        """No broker would take this message. Only a body can be at fault: the envelope is the node's own."""
+        message, following = outgoing[0], outgoing[1:]
+        if message.exchange == "":
+            # The bridge's words: the failure that says so takes their place, and it is short.
+            fault = Fault(code=Code.TOO_LARGE, message=f"the reply cannot be sent: {error.message}")
+            if message.properties.type == RESULT:
+                self.counts.succeeded -= 1
+                self.counts.failed += 1
+            following = [self._dead_letter(case, fault), *self._reply(case, self._failure(case, fault), fault.code)]
+        else:
+            # The request itself (RabbitMQ 3.10 took it): the broker can keep it, without its being sent again.
+            fault = Fault(code=Code.TOO_LARGE, message=f"the request cannot be sent again: {error.message}")
+            let_go = partial(case.delivery.reject, requeue=False)
+            following = following or self._reply(case, self._failure(case, fault), fault.code)
         logger.warning("%s: %s: %s", self._service, _name(case.delivery), fault.message)
-        self._publish(case, [self._dead_letter(case, fault), *self._reply(case, self._failure(case, fault), code)])
-
-    def _end(self) -> None:
-        self._pending -= 1
-        if not self._pending:
-            self._idle.set()
+        self._publish(case, following, let_go)
 
 
 def _name(delivery: Delivery) -> str:
-    return f"request {delivery.properties.message_id or '(without an id)'}"
+    return f"request {_usable(delivery.properties.message_id) or '(without an id)'}"
+
+
+def _usable(identity: str | None) -> str | None:
+    """A message's id, or None for what cannot be one: it could neither be sent on nor logged."""
+    return None if message_id_problem(identity) else identity
+
+
+def _shown(fault: Fault) -> str:
+    """The message of a fault for a log: it may be the bridge's, or hold what the requester wrote."""
+    return printable(fault.message[:LONGEST_SHOWN]) + ("…" if len(fault.message) > LONGEST_SHOWN else "")

@@ -45,9 +45,12 @@ class StderrLines:
         kept: list[str] = []
         room = TAIL_BYTES
         for line in reversed(self._tail):
-            room -= len(line.encode()) + 1
-            if room < 0:
+            size = len(line.encode()) + 1
+            if size > room:
+                if not kept:  # one long line says more than none
+                    kept.append(line.encode()[: room - 1].decode(errors="ignore"))
                 break
+            room -= size
             kept.append(line)
         return kept[::-1]
 
@@ -57,7 +60,7 @@ class StderrLines:
         self._cut += max(0, len(part) - room)
 
     def _finish(self) -> None:
-        line = printable(bytes(self._line).rstrip(b"\r"))
+        line = printable(self._line.rstrip(b"\r").decode("utf-8", "backslashreplace"))
         if self._cut:
             line += f" … ({self._cut:,} bytes more)"
         self._line.clear()
@@ -66,9 +69,8 @@ class StderrLines:
         self._on_line(line)
 
 
-def printable(data: bytes) -> str:
-    """`data` as text in which nothing can move a cursor, change a colour or begin a line of its own."""
-    text = data.decode("utf-8", "backslashreplace")
+def printable(text: str) -> str:
+    """`text` with nothing in it that could move a cursor, change a colour or begin a line of its own."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)

@@ -414,6 +414,9 @@ def test_as_deep_as_allowed_goes_both_ways() -> None:
 
 
 @given(st.text('[]{}"\\a', max_size=200), st.integers(100, 128))
+@example("[\\", 128)
+@example('\\"[', 128)
+@example('"[', 128)
 def test_brackets_in_strings_are_not_depth(text: str, levels: int) -> None:
     value = {"a": [text, nested(levels - 2), {text: []}]} if levels > 3 else {}
     assert codec.decode(codec.encode(value)) == value

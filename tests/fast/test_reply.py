@@ -106,7 +106,7 @@ def test_headers_of_other_types_count_as_missing(headers: dict[str, Any], attemp
 
 
 @pytest.mark.parametrize("type", [None, "", "echo", "Result", "no_such_code", "\0", *PRODUCERS_OWN])
-@pytest.mark.parametrize("body", [RESULT, FAILURE])
+@pytest.mark.parametrize("body", [RESULT, FAILURE], ids=["result", "failure"])
 def test_other_types_are_no_replies(type: str | None, body: bytes) -> None:
     with pytest.raises(FrameError, match="a reply of type"):
         read_reply(delivery(body, replace(properties(), type=type)), "id")

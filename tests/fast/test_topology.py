@@ -283,3 +283,4 @@ def test_the_exchanges() -> None:
     levels = {f"quaybridge.delay.{level}" for level in range(17)}
     assert BROKER.exchanges == {EXCHANGE, CONTROL, DELAY} | levels
     assert not BROKER.bindings[CONTROL]  # its queues belong to nodes
+    assert {binding.key for binding in BROKER.bindings[DELAY]} == {f"#.{service}" for service in SERVICES}

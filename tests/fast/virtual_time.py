@@ -51,7 +51,7 @@ def virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, No
 
         with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
             runner.run(main())
-        assert complaints == []
+        assert not complaints, complaints
 
     return run
 

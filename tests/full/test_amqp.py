@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 import pika
 import pytest
-from conftest import Vhost
 from pika import frame, spec
 from relay import relay
+from vhost import Vhost
 
 from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
 from bridge_protocol.errors import Blocked, OutcomeUnknown

@@ -100,12 +100,12 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
     if problem := message_id_problem(properties.message_id) or message_id_problem(properties.correlation_id):
         return problem
     version = headers.get(PROTOCOL, messages.PROTOCOL_VERSION)
-    if version != messages.PROTOCOL_VERSION:
-        return f"protocol {version!r:.40} is not spoken here: this node speaks {messages.PROTOCOL_VERSION}"
+    if version != messages.PROTOCOL_VERSION or isinstance(version, bool):
+        return f"protocol {_shown(version)} is not spoken here: this node speaks {messages.PROTOCOL_VERSION}"
     deadline = headers.get(DEADLINE, request.deadline)
     if deadline is not None:
         if not isinstance(deadline, int) or isinstance(deadline, bool):
-            return f"the deadline must be Unix milliseconds, not {deadline!r:.40}"
+            return f"the deadline must be Unix milliseconds, not {_shown(deadline)}"
         if not _LEAST_DEADLINE <= deadline <= _MOST_DEADLINE:
             return f"the deadline must be Unix milliseconds, and {deadline} is not a time of this age: seconds?"
     session = headers.get(SESSION)
@@ -113,6 +113,11 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
     if session is not None and named is not None and session != named:
         return "the session header and args.session_id disagree"
     return None
+
+
+def _shown(value: object) -> str:
+    """A header's value for a message; of what may be large or deep, its type."""
+    return f"{value!r:.40}" if isinstance(value, str | bytes | int | float | None) else type(value).__name__
 
 
 def _attempt(headers: Mapping[str, Any], most: int) -> int:

@@ -100,8 +100,8 @@ def _delay(fault: Fault, attempt: int, policy: RetryPolicy, jitter: float) -> in
     """Whole seconds, at least one: the broker's delay queues count in seconds."""
     seconds: float
     if fault.retry_after is not None:
-        seconds = fault.retry_after
+        seconds = fault.retry_after  # not sooner: rounded up
     else:
         seconds = min(policy.first_delay * math.pow(policy.factor, attempt - 1), policy.max_delay)
-        seconds *= 0.5 + jitter / 2
-    return int(max(1.0, min(math.ceil(seconds - 0.5), MAX_DELAY)))
+        seconds = seconds * (0.5 + jitter / 2) - 0.5  # rounded
+    return int(max(1, min(math.ceil(seconds), MAX_DELAY)))

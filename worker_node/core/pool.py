@@ -317,6 +317,7 @@ class Pool(Generic[T]):
         actions: list[Action[T]] = []
         if slot.phase in (Phase.STARTING, Phase.READY):
             self._stop(slot, reason, now, actions)
+            self._assign(now, actions)  # what waited for this one may have to start another
         return actions
 
     def exited(self, number: int, now: float) -> list[Action[T]]:

@@ -1,0 +1,114 @@
+"""The command line over RabbitMQ: a worker that serves, calls to it, and how both end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import signal
+import sys
+
+import psutil
+import pytest
+from command_line import PATIENCE, run, running
+from vhost import Vhost
+
+from bridge_protocol.topology import Queue
+from broker.address import parse_addresses
+from broker.amqp import AmqpBroker
+
+WORKER = ("worker", "--service", "echo", "--bridge", f"{sys.executable} -m examples.echo", "--bridges", "1")
+
+
+async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
+    here = ("--broker", rabbitmq_url)
+    async with running(*WORKER, *here, "--name", "alpha") as worker:
+        await worker.said("alpha: serving")
+        called = await run(
+            "call", *here, "echo", "echo", "text=é", "number:=1", "--args", "-", stdin=b'{"more": [1, {}]}'
+        )
+        assert (called.status, called.err) == (0, "")
+        assert called.out.count("\n") == 1
+        assert json.loads(called.out) == {"more": [1, {}], "text": "é", "number": 1}
+        whole = json.loads((await run("call", *here, "echo", "echo", "--json")).out)
+        assert re.fullmatch("[0-9a-f]{32}", whole.pop("message_id"))
+        assert whole == {"result": {}, "attempt": 1, "redelivered": False, "node": "alpha"}
+        published = await run("publish", *here, "echo", "echo")
+        assert (published.status, published.err) == (0, "")
+        assert re.fullmatch("[0-9a-f]{32}\n", published.out)
+        failed = await run("call", *here, "echo", "fail", "message=two\nlines")
+        assert (failed.status, failed.out) == (1, "")
+        assert re.fullmatch(r"application_error: .*two\\nlines\n", failed.err)
+        told = await run("call", *here, "--verbose", "echo", "fail")
+        assert '  type: "ApplicationError"' in told.err.splitlines()
+        unknown = await run("call", *here, "ehco", "echo")
+        assert (unknown.status, unknown.out) == (1, "")
+        assert unknown.err.startswith("unknown_service: ")
+        late = await run("call", *here, "echo", "sleep", "seconds:=60", "--timeout", "1")
+        assert (late.status, late.err.partition(":")[0]) == (1, "deadline_exceeded")
+        worker.process.send_signal(signal.SIGINT)
+        assert (await worker.ended()).status == 0
+
+
+async def in_flight(vhost: Vhost) -> None:
+    """Wait until the worker has the one request."""
+    async with asyncio.timeout(PATIENCE):
+        while await asyncio.to_thread(unacknowledged, vhost) != {"quaybridge.echo": 1}:
+            pass
+
+
+def unacknowledged(vhost: Vhost) -> dict[str, int]:
+    """How many messages consumers hold, by queue, where there are any."""
+    listed = vhost.control("list_queues", "--silent", "name", "messages_unacknowledged").splitlines()
+    counts = {name: int(count) for name, _, count in (line.rpartition("\t") for line in listed)}
+    return {name.strip(): count for name, count in counts.items() if count}
+
+
+async def test_the_first_signal_finishes_what_runs(rabbitmq_vhost: Vhost) -> None:
+    here = ("--broker", rabbitmq_vhost.url)
+    async with running(*WORKER, *here) as worker:
+        await worker.said("serving")
+        async with running("call", *here, "echo", "sleep", "seconds:=5") as call:
+            await in_flight(rabbitmq_vhost)
+            worker.process.send_signal(signal.SIGTERM)
+            called, ended = await asyncio.gather(call.ended(), worker.ended())
+    assert (called.status, called.out, called.err) == (0, "5\n", "")
+    assert (ended.status, "Traceback" in ended.err) == (0, False)
+
+
+async def test_the_second_signal_ends_it_at_once_and_hands_back_what_ran(rabbitmq_vhost: Vhost) -> None:
+    here = ("--broker", rabbitmq_vhost.url)
+    async with running(*WORKER, *here) as worker:
+        bridge = psutil.Process(int((await worker.said(r"bridge (\d+) is ready"))[1]))
+        await worker.said("serving")
+        assert (await run("publish", *here, "echo", "sleep", "seconds:=600")).status == 0
+        await in_flight(rabbitmq_vhost)
+        worker.process.send_signal(signal.SIGTERM)
+        await worker.said("draining")
+        worker.process.send_signal(signal.SIGTERM)
+        ended = await worker.ended()
+    assert (ended.status, "Traceback" in ended.err) == (0, False)
+    assert not bridge.is_running()
+    async with running(*WORKER, *here) as successor:
+        await successor.said("serving")
+        await in_flight(rabbitmq_vhost)
+
+
+async def test_a_queue_with_other_arguments_ends_a_worker_with_4(rabbitmq_url: str) -> None:
+    channel = await AmqpBroker(parse_addresses(rabbitmq_url)).open("test", on_closed=lambda reason: None)
+    await channel.declare([Queue("quaybridge.echo")])
+    await channel.close()
+    ended = await run(*WORKER, "--broker", rabbitmq_url)
+    assert ended.status == 4
+    assert "queue 'quaybridge.echo'" in ended.err.splitlines()[-1]
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["worker", "call"])
+async def test_a_wrong_password_ends_with_3_at_once(command: str, rabbitmq_url: str) -> None:
+    wrong = re.sub(r":[^:@]*@", ":hunter2@", rabbitmq_url)
+    arguments = WORKER if command == "worker" else ("call", "echo", "echo")
+    ended = await run(*arguments, "--broker", wrong)
+    assert ended.status == 3
+    assert "refused" in ended.err.splitlines()[-1]
+    assert "hunter2" not in ended.err
