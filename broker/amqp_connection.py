@@ -159,6 +159,8 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
     def discard(self) -> None:
         """Drop the connection and tell nobody."""
         self._ended = True
+        if not self.ready.cancel() and not self.ready.cancelled():
+            self.ready.exception()  # asyncio would log what nobody asked for
         self.abort()
 
     # What asyncio tells its protocol.

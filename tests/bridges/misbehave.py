@@ -1,7 +1,7 @@
 """A bridge that goes wrong in one way: `python misbehave.py MODE [ARGUMENT]`. Standard library only.
 
-The modes at the top of `at_start` go wrong before the handshake; the others serve `ping`, `echo` and `pid` properly
-until a request's command is `misbehave`.
+The modes of `at_start` go wrong before or in the handshake; the others serve `ping`, `echo`, `pid` and `look` (at
+their environment and descriptors) properly until a request's command is `misbehave`.
 """
 
 import json
@@ -60,6 +60,20 @@ def at_start():
         write(b"Loading model weights...\n")
     elif mode == "never_ready":
         stall()
+    elif mode == "refuses_handshake":
+        request = receive()
+        write(frame(json.dumps({"id": request["id"], "success": False, "error": "no GPU here"}).encode()))
+        stall()
+    elif mode == "handshake_not_json":
+        receive()
+        write(frame(b"{hello}"))
+        stall()
+    elif mode == "handshake_nonsense":
+        write(reply(receive()["id"], {"capabilities": {"concurrency": 0}}))
+        stall()
+    elif mode == "closes_stdout_at_start":
+        os.close(1)
+        stall()
     elif mode == "slow_start":
         time.sleep(float(argument or "1"))
 
@@ -95,6 +109,9 @@ def misbehave(request_id):
         case "frame_too_large":
             write(b"\xff\xff\xff\xff")
             stall()
+        case "reply_over_limit":
+            write(reply(request_id, "x" * int(argument)))
+            stall()
         case "half_frame_then_stall":
             write(good[: len(good) // 2])
             stall()
@@ -103,12 +120,23 @@ def misbehave(request_id):
             os._exit(0)
         case "wrong_id":
             write(reply(request_id + 1, "for somebody else"))
+        case "null_id":
+            write(frame(b'{"id": null, "success": false, "error": "cannot read that\\u001b[2J"}'))
+        case "reply_then_print":
+            write(good + b"Warning: text that nobody asked for\n")
+            stall()
+        case "recycle":
+            write(frame(json.dumps({"id": request_id, "success": True, "result": 1, "recycle": True}).encode()))
         case "two_replies":
             write(good + good)
         case "empty_frame":
             write(frame(b""))
         case "not_json":
             write(frame(b"{this is not JSON}"))
+        case "not_an_object":
+            write(frame(b"[1, 2, 3]"))
+        case "no_success":
+            write(frame(b'{"id": %d, "result": 1}' % request_id))
         case "invalid_utf8_reply":
             write(frame(b'{"id": %d, "success": true, "result": "\xff\xfe"}' % request_id))
         case "closes_stdout":
@@ -131,6 +159,9 @@ def misbehave(request_id):
             write(good)
         case "forks_sleep":  # it inherits stdout, and keeps it open when the bridge is gone
             write(reply(request_id, subprocess.Popen(["sleep", "1000"]).pid))
+        case "forks_sleep_and_dies":
+            subprocess.Popen(["sleep", "1000"])
+            os._exit(3)
         case "forks_setsid_sleep":
             write(reply(request_id, subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
         case "leak":
@@ -149,5 +180,7 @@ while True:
         write(reply(request["id"], request["args"]))
     elif request["command"] == "pid":
         write(reply(request["id"], os.getpid()))
+    elif request["command"] == "look":
+        write(reply(request["id"], {"environ": dict(os.environ), "descriptors": os.listdir("/proc/self/fd")}))
     elif request["command"] == "misbehave":
         misbehave(request["id"])

@@ -435,7 +435,7 @@ def test_close_ends_what_is_under_way_in_other_threads(
 
     with ThreadPoolExecutor(10) as pool:
         calling = [pool.submit(call, thread) for thread in range(10)]
-        place.until(lambda: "0 awaiting" not in repr(producer))
+        place.until(lambda: ", 0 awaiting" not in repr(producer))
         producer.close()
         errors = [call.result(PATIENCE) for call in calling]
     assert any(isinstance(error, OutcomeUnknown) for error in errors)

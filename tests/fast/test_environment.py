@@ -1,0 +1,68 @@
+"""What of the node's environment gets into a bridge."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker_node.environment import MARK, bridge_environment
+
+NODE = {
+    "PATH": "/usr/bin",
+    "HOME": "/home/me",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C",
+    "TZ": "UTC",
+    "TMPDIR": "/tmp",
+    "PYTHONPATH": "/src",
+    "VIRTUAL_ENV": "/venv",
+    "QUAYBRIDGE_BROKER": "amqp://user:secret@host/",
+    "RABBITMQ_URL": "amqp://user:secret@host/",
+    "DATABASE_PASSWORD": "secret",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "GITHUB_TOKEN": "secret",
+    "LD_PRELOAD": "/evil.so",
+    "path": "/not/that",
+}
+
+
+def test_only_what_is_allowed_gets_in() -> None:
+    assert set(bridge_environment(NODE, {}, 0)) == {
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TZ",
+        "TMPDIR",
+        "PYTHONPATH",
+        "VIRTUAL_ENV",
+        MARK,
+    }
+
+
+def test_no_secret_gets_in() -> None:
+    assert "secret" not in str(bridge_environment(NODE, {}, 0))
+
+
+def test_what_the_service_names_gets_in_and_wins() -> None:
+    environment = bridge_environment(NODE, {"PATH": "/opt/bin", "API_TOKEN": "meant to be"}, 0)
+    assert environment["PATH"] == "/opt/bin"
+    assert environment["API_TOKEN"] == "meant to be"
+
+
+@pytest.mark.parametrize("slot", [0, 13])
+def test_the_slots_number_is_put_in(slot: int) -> None:
+    named = {"CUDA_VISIBLE_DEVICES": "{slot}", "LABEL": "gpu-{slot}/{slot}", "BRACES": "{other}"}
+    environment = bridge_environment({}, named, slot)
+    assert environment["CUDA_VISIBLE_DEVICES"] == str(slot)
+    assert environment["LABEL"] == f"gpu-{slot}/{slot}"
+    assert environment["BRACES"] == "{other}"
+
+
+def test_a_bridge_can_tell_that_a_node_started_it_whatever_the_settings_say() -> None:
+    assert bridge_environment({}, {MARK: "0"}, 0)[MARK] == "1"
+
+
+def test_the_nodes_own_environment_is_left_alone() -> None:
+    before = dict(NODE)
+    bridge_environment(NODE, {"PATH": "/opt/bin"}, 0)
+    assert before == NODE
