@@ -217,7 +217,7 @@ def test_map_left_early_recalls_the_rest(elsewhere: Elsewhere, producer: Produce
         elsewhere.until(lambda: len(responder.seen) == 12)
         elsewhere.do(lambda: responder.fail(*responder.seen[2], Code.CANCELLED, "the first of them"))
         assert waiting.exception(PATIENCE) is not None
-    elsewhere.until(lambda: "0 awaiting replies" in repr(producer))
+    elsewhere.until(lambda: ", 0 awaiting replies" in repr(producer))
 
 
 # Outcomes are futures.
@@ -279,7 +279,7 @@ def test_cancelling_and_answering_at_once(elsewhere: Elsewhere, producer: Produc
     cancelled = [outcome.cancel() for outcome in outcomes]
     assert wait(outcomes, PATIENCE).not_done == set()
     assert [outcome.cancelled() for outcome in outcomes] == cancelled
-    elsewhere.until(lambda: "0 awaiting replies" in repr(producer))
+    elsewhere.until(lambda: ", 0 awaiting replies" in repr(producer))
 
 
 def test_result_has_a_timeout_of_its_own(producer: Producer) -> None:
