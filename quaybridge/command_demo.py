@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ def demo(
 
     The same analysis is done a second time, in this process and without a queue: exit status 1 if the two differ.
     """
+    # What was started has to be stopped, by whatever signal it ends.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with explained():
         from quaybridge.broker_choice import chosen_broker
         from quaybridge.demo import Plan, python_files, standard_library

@@ -33,7 +33,7 @@ import psutil
 
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
-from broker.contract import ConnectionRefused
+from broker.contract import BrokerError, ConnectionRefused
 
 DEFAULT_IMAGE = "rabbitmq:4-management"
 START_TIMEOUT = 120.0  # seconds; a cold machine with two cores needs 10 to 20
@@ -46,7 +46,7 @@ _GREETING = b"AMQP\x00\x00\x09\x01"
 _UNWRAPPED = Path("/usr/lib/rabbitmq/bin")
 
 
-class RabbitMQError(Exception):
+class RabbitMQError(BrokerError):
     """Raised when a RabbitMQ cannot be started here; the message says why."""
 
 
@@ -322,8 +322,8 @@ def _docker_problem() -> str | None:
     try:
         with closing(docker.from_env(timeout=10)) as client:
             client.ping()
-    except docker.errors.DockerException as error:
-        return f"no Docker daemon answers: {error}"
+    except docker.errors.DockerException:
+        return "no Docker daemon answers"
     return None
 
 

@@ -98,14 +98,15 @@ async def test_a_corpus_without_python_is_a_clear_error(tmp_path: Path) -> None:
         assert str(directory) in ended.err
 
 
-async def test_ctrl_c_leaves_no_process_behind() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_interrupted_it_leaves_no_process_behind(number: signal.Signals) -> None:
     corpus = sysconfig.get_path("stdlib")
     async with running("demo", "--broker", "memory", "--corpus", corpus) as demo:
         process = psutil.Process(demo.process.pid)
         async with asyncio.timeout(PATIENCE):
             while len(bridges := process.children()) < 4:
                 await asyncio.sleep(0.02)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         ended = await demo.ended()
     assert ended.status == 130
     assert "Traceback" not in ended.err
