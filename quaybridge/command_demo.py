@@ -47,6 +47,8 @@ def demo(
         from quaybridge.demo import Plan, python_files, standard_library
 
         log_to_stderr(LogLevel.ERROR)
+        if broker not in ("auto", "memory"):
+            _check_url(broker)
         directory = corpus or standard_library()
         files = python_files(directory)
         show = _Screen(quiet=as_json)
@@ -59,6 +61,16 @@ def demo(
             verified = _run(plan, choice, files, show, as_json=as_json)
     if not verified:
         raise typer.Exit(ExitStatus.FAILED)
+
+
+def _check_url(url: str) -> None:
+    from broker.address import parse_addresses
+    from quaybridge.settings import SettingsError
+
+    try:
+        parse_addresses(url)
+    except ValueError as error:
+        raise SettingsError(f"--broker: {error}") from None
 
 
 def _run(plan: Plan, choice: Choice, files: list[str], show: _Screen, *, as_json: bool) -> bool:

@@ -130,8 +130,10 @@ def functions(findings: Findings) -> int:
 async def analyse_by_bridges(plan: Plan, files: list[str], on_done: Callable[[], None]) -> Outcome:
     """Analyse `files` through the queue. Raises what the producer raises, if a request cannot be carried at all."""
     async with AsyncExitStack() as stack:
-        broker, nodes = await stack.enter_async_context(_running_nodes(plan))
+        broker = MemoryBroker() if plan.url is None else AmqpBroker(parse_addresses(plan.url))
+        # First, for a broker that is not there is found so, before nodes are started for it.
         producer = await stack.enter_async_context(AsyncProducer(broker, name="quaybridge demo"))
+        nodes = await stack.enter_async_context(_running_nodes(plan, broker))
         outcome = Outcome()
         waiting = iter(files)
         in_flight = min(plan.nodes * plan.bridges * IN_FLIGHT_PER_BRIDGE, len(files))
@@ -177,18 +179,17 @@ async def _make_chaos(nodes: Nodes, outcome: Outcome, half_way: asyncio.Event) -
 
 
 @asynccontextmanager
-async def _running_nodes(plan: Plan) -> AsyncIterator[tuple[Broker, Nodes]]:
+async def _running_nodes(plan: Plan, broker: Broker) -> AsyncIterator[Nodes]:
     if plan.url is None:
-        broker = MemoryBroker()
         async with AsyncExitStack() as stack:
             nodes = [await stack.enter_async_context(_local_node(plan, broker, n)) for n in range(plan.nodes)]
-            yield broker, LocalNodes(nodes)
+            yield LocalNodes(nodes)
     else:
         with tempfile.TemporaryDirectory(prefix="quaybridge-demo-") as directory:
             processes = NodeProcesses(plan, Path(directory))
             try:
                 await processes.start()
-                yield AmqpBroker(parse_addresses(plan.url)), processes
+                yield processes
             finally:
                 await processes.stop()
 
