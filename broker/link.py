@@ -104,7 +104,7 @@ class Link:
         sent and will not be. Raises BadRequest and TooLarge for a message that cannot be sent.
         """
         channel = self.channel
-        if channel is not None and not channel.closed:
+        if channel is not None and self._out_of_use is None and not channel.closed:
             return channel.publish(message, timeout=timeout)
         check_message(message)
         loop = asyncio.get_running_loop()
@@ -200,19 +200,13 @@ class Link:
 
     def _on_keeper_done(self, keeper: asyncio.Task[None], first: asyncio.Future[None]) -> None:
         """Nothing ends the keeper but `close`, an error that is for `start` to raise, and a bug."""
-        if keeper.cancelled():
-            if not first.done():
-                first.set_exception(ChannelClosed(CLOSED_HERE))
-                first.exception()  # a `start` that was cancelled is not there to take it; asyncio would log that
-            return
-        bug = keeper.exception()
-        if bug is None:
-            return
+        bug = None if keeper.cancelled() else keeper.exception()
         if not first.done():
-            first.set_exception(bug)
-            return
-        logger.error("%s: out of use: %r", self.name, bug, exc_info=bug)
-        self._retire(f"the connection is out of use: {bug!r}")
+            first.set_exception(bug or ChannelClosed(CLOSED_HERE))
+            first.exception()  # a `start` that was cancelled is not there to take it; asyncio would log that
+        elif bug is not None:
+            logger.error("%s: out of use: %r", self.name, bug, exc_info=bug)
+            self._retire(f"the connection is out of use: {bug!r}")
 
     def _retire(self, reason: str) -> None:
         self._out_of_use = reason

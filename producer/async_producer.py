@@ -297,7 +297,10 @@ class AsyncProducer:
             self._exchange_seen = True
             if (call := self._waiting.get(request.message_id)) is not None:
                 call.confirmed = True
-                if call.late:
+                if not self._link.up:
+                    # Confirmed, and lost before that was heard here: `_on_lost` has been, or `close`.
+                    self._end_confirmed("the connection was lost before its reply came")
+                elif call.late:
                     self._late(request.message_id)
 
     def _not_published(self, error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:

@@ -495,6 +495,40 @@ async def test_close_ends_every_call_under_way() -> None:
 
 
 @virtual_time
+async def test_a_confirm_that_is_heard_after_the_loss_does_not_leave_its_call_waiting() -> None:
+    broker = ScriptedBroker()
+    producer = AsyncProducer(broker)
+    await producer.start()
+    broker.channel.fail("lost")
+    await turns(3)
+    handle = await producer.submit(SERVICE, "echo")  # waits, and so hears of its confirm a turn later
+    await asyncio.sleep(1)
+    broker.channel.published[0][1].set_result(None)
+    await producer.close()
+    with pytest.raises(OutcomeUnknown):
+        await handle
+    assert now() == 1
+
+
+@virtual_time
+async def test_nothing_is_sent_once_it_closes() -> None:
+    broker, responder = await served(silent)
+    producer = AsyncProducer(broker)
+    await producer.start()
+    closing = asyncio.ensure_future(producer.close())
+    calls = []
+    while not closing.done():
+        calls.append(asyncio.ensure_future(producer.call(SERVICE, "echo", {"n": len(calls)})))
+        await turns(1)
+    assert len(calls) > 2
+    for call in calls:
+        with pytest.raises(BrokerUnavailable, match="closed here"):
+            await call
+    assert now() == 0
+    assert responder.seen == []
+
+
+@virtual_time
 async def test_close_without_start_is_safe() -> None:
     await AsyncProducer(ScriptedBroker()).close()
 
