@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -191,11 +191,12 @@ class AsyncProducer:
         *,
         in_flight: int = 100,
         timeout: float = DEFAULT_TIMEOUT,
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncGenerator[Reply, None]:
         """One request for each of `args`, at most `in_flight` at once; their replies in the order of `args`.
 
-        `timeout` is each request's own. The first failure is raised in its turn; what is in flight then ends
-        by itself, unheard. `args` is asked for an item when there is room for it, not before.
+        `timeout` is each request's own. The first failure is raised in its turn; what is in flight then, or
+        when the iteration is closed, ends by itself, unheard. `args` is asked for an item when there is room
+        for it, not before.
         """
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from itertools import islice
 from types import TracebackType
@@ -173,7 +173,7 @@ class Producer:
         *,
         in_flight: int = 100,
         timeout: float = DEFAULT_TIMEOUT,
-    ) -> Iterator[Reply]:
+    ) -> Generator[Reply, None, None]:
         """One request for each of `args`, at most `in_flight` at once; replies in order: see AsyncProducer.map."""
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
@@ -181,7 +181,7 @@ class Producer:
 
     def _map(
         self, service: str, command: str, items: Iterator[Mapping[str, Any]], in_flight: int, timeout: float
-    ) -> Iterator[Reply]:
+    ) -> Generator[Reply, None, None]:
         outcomes: deque[Future[Reply]] = deque()
         try:
             while True:

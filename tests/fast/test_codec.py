@@ -462,9 +462,14 @@ def test_a_hostile_payload_takes_less_than_a_second_of_cpu_per_mib(name: str) ->
     soak = settings.default.max_examples > 1000
     size = 16 * MIB if soak else MIB // 4
     payload = HOSTILE[name](size)
-    started = time.process_time()
-    refusal(payload)
-    assert time.process_time() - started < size / MIB
+
+    def cost() -> float:
+        started = time.process_time()
+        refusal(payload)
+        return time.process_time() - started
+
+    # The least of three: in a large process one of them may pay for a whole garbage collection.
+    assert min(cost() for _ in range(3)) < size / MIB
 
 
 @pytest.mark.parametrize("name", ["a string of brackets", "a string of backslashes", "a string of escaped quotes"])

@@ -185,7 +185,7 @@ def test_a_ticket_goes_to_an_idle_bridge_at_once_and_waits_while_there_is_none()
 
 def test_a_bridge_that_takes_several_gets_several_and_the_least_loaded_is_next() -> None:
     tried = pool(ready=2, concurrency=3)
-    slots = [action.slot for number in range(7) for action in tried.submit(ticket(number), 0)]  # type: ignore[union-attr]
+    slots = [action.slot for number in range(7) for action in tried.submit(ticket(number), 0)]
     assert slots == [0, 1, 0, 1, 0, 1]
     assert tried.capacity == 6
     assert len(tried.waiting) == 1
@@ -475,7 +475,7 @@ def test_draining_hands_back_what_waits_finishes_what_runs_and_stops_each_bridge
     tried.submit(behind[0], 0)
     tried.submit(behind[1], 0)
     assert tried.drain(1) == [End(behind[1], Reason.DRAINED)]
-    assert tried.submit(ticket(7), 1)[0].reason is Reason.DRAINED  # type: ignore[union-attr]
+    assert tried.submit(ticket(7), 1)[0].reason is Reason.DRAINED
     assert tried.finished(0, 1, 2) == [Stop(0, Step.ASK, Reason.DRAINED)]
     assert tried.exited(0, 3) == []
     assert tried.due(1000) != [Start(0)]
