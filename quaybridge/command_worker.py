@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bridge_protocol.errors import QuaybridgeError
 from quaybridge.exit_status import ExitStatus, explained
 from quaybridge.logs import LogLevel, log_to_stderr
 
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from broker.address import Address
-    from quaybridge.settings import Key
+    from quaybridge.settings import Configuration, Key
+    from worker_node.node import Node
     from worker_node.settings import NodeSettings
+
+logger = logging.getLogger("quaybridge.node")
 
 
 def worker(
@@ -26,7 +32,9 @@ def worker(
     bridge: Annotated[
         str | None, typer.Option(metavar="COMMAND", help="Its bridge: a program and its arguments; no shell is run.")
     ] = None,
-    bridges: Annotated[int | None, typer.Option(help="Bridge subprocesses. Default: one for each CPU.")] = None,
+    bridges: Annotated[
+        str | None, typer.Option(metavar="N|MIN-MAX", help="Bridge subprocesses. Default: one for each CPU.")
+    ] = None,
     start: Annotated[
         str | None, typer.Option(metavar="eager|lazy", help="Start bridges with the node, or when work waits for one.")
     ] = None,
@@ -46,8 +54,8 @@ def worker(
 ) -> None:
     """Serve requests: consume them from RabbitMQ and have bridge subprocesses do the work.
 
-    SIGTERM or SIGINT finishes what runs and ends it; a second signal ends it at once. Several services are
-    configured by a file.
+    SIGTERM or SIGINT finishes what runs and ends it; a second signal ends it at once. SIGHUP reads the configuration
+    again and replaces every bridge, one after the other. Several services are configured by a file.
     """
     # Until the event loop handles signals. As PID 1 of a container a process is deaf to those it has no handler for.
     signal.signal(signal.SIGTERM, _end_at_once)
@@ -66,15 +74,32 @@ def worker(
             options |= {("services", service, key): option for key, option in of_service.items()}
         elif without := [option for option, value in of_service.values() if value is not None]:
             raise SettingsError(f"{without[0]} needs --service, to say whose it is")
-        configuration = read_configuration(config, environ=os.environ, flags=given(options))
-        settings, addresses = configuration.node(service), configuration.broker()
-        _check_programs(settings)
+
+        def read() -> tuple[NodeSettings, Configuration]:
+            configuration = read_configuration(config, environ=os.environ, flags=given(options))
+            settings = configuration.node(service)
+            _check_programs(settings)
+            return settings, configuration
+
+        settings, configuration = read()
+        addresses = configuration.broker()
         log_to_stderr(log_level)
-        asyncio.run(_serve(settings, addresses, configuration.health_file()))
+        asyncio.run(_serve(settings, addresses, configuration.health_file(), reread=lambda: read()[0]))
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:
     raise SystemExit(ExitStatus.DONE)
+
+
+def _reload(node: Node, reread: Callable[[], NodeSettings]) -> None:
+    """Replace the bridges by ones with the configuration as it is now; one that cannot be used changes nothing."""
+    try:
+        settings = reread()
+    except QuaybridgeError as error:
+        for line in str(error).splitlines():
+            logger.error("not reloaded: %s", line)
+    else:
+        node.reload(settings)
 
 
 def _check_programs(settings: NodeSettings) -> None:
@@ -87,7 +112,13 @@ def _check_programs(settings: NodeSettings) -> None:
             raise BridgeStartError(f"service {service.name}: {problem}")
 
 
-async def _serve(settings: NodeSettings, addresses: tuple[Address, ...], health_file: Path | None) -> None:
+async def _serve(
+    settings: NodeSettings,
+    addresses: tuple[Address, ...],
+    health_file: Path | None,
+    *,
+    reread: Callable[[], NodeSettings],
+) -> None:
     from broker.amqp import AmqpBroker
     from quaybridge.heartbeat import Heartbeat
     from worker_node.node import Node
@@ -96,6 +127,7 @@ async def _serve(settings: NodeSettings, addresses: tuple[Address, ...], health_
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, _reload, node, reread)
     heartbeat = Heartbeat(health_file, lambda: node.serving) if health_file is not None else None
     if heartbeat is not None:
         heartbeat.start()

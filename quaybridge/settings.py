@@ -31,12 +31,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from reprlib import Repr
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from bridge_protocol.errors import QuaybridgeError
 from broker.address import Address, parse_addresses
-from worker_node.settings import NodeSettings, RetrySettings, ServiceSettings
+from worker_node.settings import NodeSettings, ServiceSettings
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/"  # RabbitMQ as it comes: its guest may connect from this host only
 DEFAULT_FILE = "quaybridge.toml"
@@ -256,13 +256,22 @@ def _fields(table: Key) -> Mapping[str, FieldInfo | None] | None:
     match table:
         case ():
             return dict.fromkeys(("broker", "health_file", "node", "services"))
-        case ("node",):
-            return {name: field for name, field in NodeSettings.model_fields.items() if name != "services"}
-        case ("services", _):
-            return {name: field for name, field in ServiceSettings.model_fields.items() if name != "name"}
-        case ("services", _, "retry"):
-            return dict(RetrySettings.model_fields)
+        case ("node", *below):
+            return _fields_below(NodeSettings, below, without="services")
+        case ("services", _, *below):
+            return _fields_below(ServiceSettings, below, without="name")
     return None
+
+
+def _fields_below(model: type[BaseModel], path: list[str], *, without: str) -> Mapping[str, FieldInfo | None] | None:
+    """The fields of the model that `path` leads to from `model`; None if it leads to something else."""
+    fields = {name: field for name, field in model.model_fields.items() if name != without}
+    for name in path:
+        below = fields[name].annotation if name in fields else None
+        if not (isinstance(below, type) and issubclass(below, BaseModel)):
+            return None
+        fields = dict(below.model_fields)
+    return dict(fields)
 
 
 def _is_open(table: Key) -> bool:

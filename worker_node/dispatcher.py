@@ -28,8 +28,23 @@ from worker_node.bridge_process import BridgeExit, BridgeProcess, Garbage
 from worker_node.core.admission import Refused, admit
 from worker_node.core.fate import Fault, RetryPolicy
 from worker_node.core.lookahead import Lookahead
-from worker_node.core.pool import Action, Cancel, End, Phase, Pool, PoolLimits, Reason, Send, Start, Step, Stop, Ticket
+from worker_node.core.pool import (
+    Action,
+    Cancel,
+    End,
+    Phase,
+    Pool,
+    PoolLimits,
+    Reason,
+    Send,
+    Start,
+    Step,
+    Stop,
+    Ticket,
+    Wear,
+)
 from worker_node.environment import bridge_environment
+from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 
@@ -48,9 +63,10 @@ class Work(Ticket):
 
 @dataclass(slots=True, eq=False)
 class Bridge:
-    """A slot's process, and what is known of it beyond the pool's own facts."""
+    """A slot's process, and what is known of it beyond the pool's own facts. `seat`: the number it is known by."""
 
     slot: int
+    seat: int
     process: BridgeProcess
     capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
     trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
@@ -59,7 +75,7 @@ class Bridge:
 class Dispatcher:
     """One service on one node.
 
-    `on_change` is called whenever `ready`, `pool.failing` or `pool.empty` may have changed.
+    `on_change` is called whenever `ready`, `pool.unavailable` or `pool.empty` may have changed.
     """
 
     def __init__(
@@ -80,29 +96,12 @@ class Dispatcher:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
-        limits = PoolLimits(
-            bridges=settings.bridges,
-            eager=settings.start == "eager",
-            start_timeout=settings.start_timeout,
-            run_timeout=settings.run_timeout,
-            cancel_timeout=settings.stop_timeout,
-            stop_timeout=settings.stop_timeout,
-            restart_delay=settings.restart_delay,
-            max_restart_delay=settings.max_restart_delay,
-        )
-        policy = RetryPolicy(
-            max_attempts=settings.retry.max_attempts,
-            first_delay=settings.retry.first_delay,
-            factor=settings.retry.factor,
-            max_delay=settings.retry.max_delay,
-            on_timeout=settings.retry.on_timeout,
-        )
-        self.pool: Pool[Work] = Pool(limits, jitter)
+        self.pool: Pool[Work] = Pool(_pool_limits(settings), jitter)
         self.settlement = Settlement(
             link,
             node=node,
             service=settings.name,
-            policy=policy,
+            policy=_retry_policy(settings),
             publish_timeout=publish_timeout,
             wall=wall,
             jitter=jitter,
@@ -111,6 +110,8 @@ class Dispatcher:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
         self.start_trouble: str | None = None  # why the latest bridge could not start
+        self._memory: MemoryWatch | None = None
+        self._oversize_told = False
 
     def __repr__(self) -> str:
         return f"<Dispatcher {self.name}: {self.pool!r}>"
@@ -118,13 +119,22 @@ class Dispatcher:
     @property
     def ready(self) -> bool:
         """Whether requests can run: a bridge passed its handshake, or one is started when work comes."""
-        return self.pool.ready > 0 or not (self.pool.limits.eager or self.pool.failing)
+        return self.pool.ready > 0 or not (self.pool.limits.eager or self.pool.unavailable)
 
     # The life of the service.
 
     def open(self) -> None:
         """Start the bridges that start with the node."""
+        self._watch_memory()
         self._perform(self.pool.open(self._loop.time()))
+
+    def reload(self, settings: ServiceSettings) -> None:
+        """Replace every bridge by one with these settings, one after the other; no request fails for it."""
+        self.settings = settings
+        self.settlement.policy = _retry_policy(settings)
+        self._oversize_told = False
+        self._watch_memory()
+        self._perform(self.pool.restart(_pool_limits(settings), self._loop.time()))
 
     def drain(self) -> None:
         """Take no more requests; finish those that run, hand back those that wait."""
@@ -140,6 +150,8 @@ class Dispatcher:
 
     def close(self) -> None:
         """No process is left, and nothing more will happen."""
+        if self._memory is not None:
+            self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -221,15 +233,24 @@ class Dispatcher:
             self._start_failed(bridge, f"it answered its handshake with {said}")
             return
         bridge.capabilities = messages.read_capabilities(message.result)
+        memory = None if self._memory is None else tree_memory([bridge.process.pid]).get(bridge.process.pid)
         self._perform(
             self.pool.greeted(
                 bridge.slot,
                 concurrency=bridge.capabilities.concurrency,
                 cancels=bridge.capabilities.cancel,
                 now=self._loop.time(),
+                memory=memory,
             )
         )
-        logger.info("%s[%d]: bridge %d is ready", self.name, bridge.slot, bridge.process.pid)
+        if self.pool.slots[bridge.slot].oversized and not self._oversize_told:
+            self._oversize_told = True
+            logger.error(
+                "%s: a new bridge uses %d MiB before its first request, more than its limit in services.%s.recycle: "
+                "such bridges are not replaced for their memory; raise the limit",
+                *(self.name, (memory or 0) // 2**20, self.name),
+            )
+        logger.info("%s[%d]: bridge %d is ready", self.name, bridge.seat, bridge.process.pid)
         self._on_change()
 
     def _on_garbage(self, bridge: Bridge, garbage: Garbage) -> None:
@@ -267,7 +288,7 @@ class Dispatcher:
                 "exit_code": ended.code,
                 "signal": ended.signal_name,
                 "pid": bridge.process.pid,
-                "slot": slot,
+                "slot": bridge.seat,
                 "uptime": round(ended.uptime, 3),
                 "served": served,
                 "memory_peak": ended.memory_peak,
@@ -275,11 +296,23 @@ class Dispatcher:
             },
         )
         if not asked and before.phase is Phase.READY:
-            logger.warning("%s[%d]: bridge %d ended by itself: %s", self.name, slot, bridge.process.pid, ended)
+            logger.warning("%s[%d]: bridge %d ended by itself: %s", self.name, bridge.seat, bridge.process.pid, ended)
         self._perform(self.pool.exited(slot, self._loop.time()))
         if self._bridges.get(slot) is bridge:
             del self._bridges[slot]
         self._on_change()
+
+    def _watch_memory(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+        recycle = self.settings.recycle
+        if recycle.memory is not None or recycle.memory_hard is not None:
+            self._memory = MemoryWatch(
+                lambda: {bridge.slot: bridge.process.pid for bridge in self._bridges.values()},
+                lambda slot, memory: self._perform(self.pool.measured(slot, memory, self._loop.time())),
+                recycle.memory_interval,
+            )
 
     # What goes out.
 
@@ -291,8 +324,8 @@ class Dispatcher:
                     self._send(self._bridges[slot], work)
                 case End(work, reason, slot):
                     self._fail(work, reason, None if slot is None else self._bridges[slot])
-                case Start(slot):
-                    waiting += self._start(slot)
+                case Start(slot, seat):
+                    waiting += self._start(slot, seat)
                 case Stop(slot, step, reason):
                     self._stop(self._bridges[slot], step, reason)
                 case Cancel(slot, request_id):
@@ -323,13 +356,13 @@ class Dispatcher:
         )
         bridge.process.send(messages.encode_request(request))
 
-    def _start(self, slot: int) -> list[Action[Work]]:
+    def _start(self, slot: int, seat: int) -> list[Action[Work]]:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
         settings = self.settings
         try:
             process = BridgeProcess(
                 settings.command,
-                environment=bridge_environment(os.environ, settings.environment, slot),
+                environment=bridge_environment(os.environ, settings.environment, seat),
                 directory=settings.directory,
                 frame_limit=settings.frame_limit,
                 on_payload=lambda payload: self._on_payload(bridge, payload),
@@ -345,18 +378,22 @@ class Dispatcher:
                 message = f"{error.filename or settings.command[0]}: {error.strerror}"
             else:
                 message = f"{settings.command[0]}: {error}"
-            self._note_start_failure(slot, message)
+            self._note_start_failure(seat, message)
             return self.pool.exited(slot, self._loop.time())
-        bridge = self._bridges[slot] = Bridge(slot, process)
-        greeting = messages.handshake(f"{self._node}-{slot}", messages.format_timestamp(self._wall()))
+        bridge = self._bridges[slot] = Bridge(slot, seat, process)
+        greeting = messages.handshake(f"{self._node}-{seat}", messages.format_timestamp(self._wall()))
         process.send(messages.encode_request(greeting))
         return []
 
     def _stop(self, bridge: Bridge, step: Step, reason: Reason) -> None:
         process = bridge.process
+        if step is Step.ASK and (why := _REPLACED_FOR.get(reason)) is not None:
+            logger.info("%s[%d]: bridge %d is replaced: %s", self.name, bridge.seat, process.pid, why)
+        if reason is Reason.MEMORY_HARD and step is Step.KILL:
+            logger.warning("%s[%d]: bridge %d is killed: over recycle.memory_hard", self.name, bridge.seat, process.pid)
         if reason is Reason.START_TIMEOUT and step is Step.TERMINATE:
-            self._note_start_failure(bridge.slot, f"no answer to its handshake in {self.settings.start_timeout:g} s")
-        logger.debug("%s[%d]: bridge %d: %s (%s)", self.name, bridge.slot, process.pid, step.value, reason)
+            self._note_start_failure(bridge.seat, f"no answer to its handshake in {self.settings.start_timeout:g} s")
+        logger.debug("%s[%d]: bridge %d: %s (%s)", self.name, bridge.seat, process.pid, step.value, reason)
         match step:
             case Step.ASK:
                 if bridge.capabilities.shutdown:
@@ -371,7 +408,7 @@ class Dispatcher:
         if bridge.trouble is None:
             bridge.trouble = Fault(code=code, message=message)
             logger.warning(
-                "%s[%d]: bridge %d broke the protocol: %s", self.name, bridge.slot, bridge.process.pid, message
+                "%s[%d]: bridge %d broke the protocol: %s", self.name, bridge.seat, bridge.process.pid, message
             )
             self._perform(self.pool.condemn(bridge.slot, Reason.VIOLATION, self._loop.time()))
 
@@ -379,13 +416,13 @@ class Dispatcher:
         if bridge.trouble is None:
             bridge.trouble = Fault(code=Code.BRIDGE_UNAVAILABLE, message=message)
             last = f"; its last words: {ended.stderr[-1]}" if ended is not None and ended.stderr else ""
-            self._note_start_failure(bridge.slot, message + last)
+            self._note_start_failure(bridge.seat, message + last)
             if ended is None:
                 self._perform(self.pool.condemn(bridge.slot, Reason.START_FAILED, self._loop.time()))
 
-    def _note_start_failure(self, slot: int, message: str) -> None:
+    def _note_start_failure(self, seat: int, message: str) -> None:
         self.start_trouble = message
-        logger.warning("%s[%d]: the bridge did not start: %s", self.name, slot, message)
+        logger.warning("%s[%d]: the bridge did not start: %s", self.name, seat, message)
         self._loop.call_soon(self._on_change)
 
     def _fail(self, work: Work, reason: Reason, bridge: Bridge | None) -> None:
@@ -413,6 +450,9 @@ class Dispatcher:
                 return "the deadline passed before it could start; it was not run"
             case Reason.NEIGHBOUR:
                 return "its bridge was stopped because of another request on it"
+            case Reason.MEMORY_HARD:
+                most = self.settings.recycle.memory_hard or 0
+                return f"its bridge was killed: it used more memory than recycle.memory_hard allows, {most:,} bytes"
             case _:
                 return f"its bridge is gone: {reason}"
 
@@ -431,13 +471,64 @@ class Dispatcher:
             ",".join(run.ticket.delivery.properties.message_id or str(request_id) for request_id, run in runs.items())
             or "-"
         )
-        bridge_logger.info("%s[%d] %s: %s", self.name, bridge.slot, ids, line)
+        bridge_logger.info("%s[%d] %s: %s", self.name, bridge.seat, ids, line)
 
+
+def _pool_limits(settings: ServiceSettings) -> PoolLimits:
+    recycle = settings.recycle
+    eager = settings.start == "eager"
+    return PoolLimits(
+        least=settings.bridges.least,
+        most=settings.bridges.most,
+        eager=eager,
+        start_timeout=settings.start_timeout,
+        run_timeout=settings.run_timeout,
+        cancel_timeout=settings.stop_timeout,
+        stop_timeout=settings.stop_timeout,
+        restart_delay=settings.restart_delay,
+        max_restart_delay=settings.max_restart_delay,
+        grow_after=settings.grow_after,
+        shrink_after=settings.shrink_after if settings.bridges.most > settings.bridges.least else math.inf,
+        spare=settings.spare,
+        # A lazy pool starts a bridge when work waits for it, and at no other time.
+        prewarm=settings.prewarm and eager,
+        wear=Wear(
+            requests=recycle.requests or math.inf,
+            age=recycle.age or math.inf,
+            idle=recycle.idle or math.inf,
+            memory=recycle.memory or math.inf,
+            memory_hard=recycle.memory_hard or math.inf,
+            jitter=recycle.jitter,
+        ),
+        breaker_failures=settings.breaker.failures,
+        breaker_window=settings.breaker.window,
+    )
+
+
+def _retry_policy(settings: ServiceSettings) -> RetryPolicy:
+    return RetryPolicy(
+        max_attempts=settings.retry.max_attempts,
+        first_delay=settings.retry.first_delay,
+        factor=settings.retry.factor,
+        max_delay=settings.retry.max_delay,
+        on_timeout=settings.retry.on_timeout,
+    )
+
+
+_REPLACED_FOR = {
+    Reason.RECYCLED: "it asked for it",
+    Reason.REQUESTS: "it served as many requests as it may",
+    Reason.AGE: "it is as old as it may be",
+    Reason.IDLE: "it was idle for as long as it may be",
+    Reason.MEMORY: "it uses more memory than it may",
+    Reason.REPLACED: "by one with new settings",
+    Reason.SURPLUS: "by none, for fewer are needed",
+}
 
 _CODES = {
     Reason.CRASHED: Code.BRIDGE_CRASHED,
     Reason.NEIGHBOUR: Code.BRIDGE_CRASHED,
-    Reason.RECYCLED: Code.BRIDGE_CRASHED,
+    Reason.MEMORY_HARD: Code.BRIDGE_CRASHED,
     Reason.VIOLATION: Code.PROTOCOL_VIOLATION,
     Reason.RUN_TIMEOUT: Code.BRIDGE_TIMEOUT,
     Reason.DEADLINE: Code.DEADLINE_EXCEEDED,

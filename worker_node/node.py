@@ -124,6 +124,26 @@ class Node:
         finally:
             await self.stop()
 
+    def reload(self, settings: NodeSettings) -> None:
+        """Replace the bridges of every service by ones with these settings, one after the other: a rolling restart.
+
+        Only what belongs to a service that is served already takes effect; the rest takes a new process, and a
+        line in the log says so.
+        """
+        wanted = {service.name: service for service in settings.services}
+        served = {dispatcher.name: dispatcher for dispatcher in self.services}
+        for name, dispatcher in served.items():
+            dispatcher.reload(wanted.get(name, dispatcher.settings))
+        if wanted.keys() != served.keys() or any(
+            getattr(settings, name) != getattr(self.settings, name)
+            for name in NodeSettings.model_fields
+            if name != "services"
+        ):
+            logger.warning(
+                "%s: new and removed services, and settings of the node itself, need a new process", self.name
+            )
+        logger.info("%s: replacing the bridges of %s", self.name, ", ".join(served))
+
     async def drain(self) -> None:
         """Stop gracefully: take no more, finish what runs within `drain_timeout`, hand back the rest."""
         logger.info("%s: draining", self.name)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING
 from bridge_protocol.topology import MAX_RUN_TIMEOUT, service_name_problem
 
+MOST_BRIDGES = 1024
+
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Bytes = Annotated[int, Field(ge=1024 * 1024, le=2**50)]
+
+_RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
 def _service_name(name: str) -> str:
@@ -26,6 +33,39 @@ def _program(command: tuple[str, ...]) -> tuple[str, ...]:
     if any("\0" in word for word in command):
         raise ValueError("a command cannot hold NUL characters")
     return command
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeCount:
+    """Between `least` and `most` bridges; written as a number, as "1-8", or as a table {min = 1, max = 8}."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return f"{self.least}-{self.most}" if self.least != self.most else str(self.most)
+
+
+def _bridge_count(value: object) -> BridgeCount:
+    least: object = None
+    most: object = None
+    match value:
+        case BridgeCount():
+            return value
+        case int() if value is not True:
+            least = most = value
+        case {"min": lower, "max": upper} if len(value) == 2:
+            least, most = lower, upper
+        case str() if found := _RANGE.fullmatch(value.strip()):
+            least, most = int(found[1]), int(found[2] or found[1])
+    if type(least) is int and type(most) is int and 1 <= least <= most <= MOST_BRIDGES:
+        return BridgeCount(least, most)
+    raise ValueError(f'should be 1 … {MOST_BRIDGES}, or a range such as "1-8" or {{min = 1, max = 8}}')
+
+
+def _processors() -> BridgeCount:
+    count = len(os.sched_getaffinity(0))
+    return BridgeCount(count, count)
 
 
 def default_node_name() -> str:
@@ -49,6 +89,35 @@ class RetrySettings(Settings):
     on_timeout: bool = Field(False, description="whether a run timeout is tried again too")
 
 
+class RecycleSettings(Settings):
+    """When a bridge is replaced by a new one, between two requests. Each is off unless set.
+
+    Of every limit but `memory_hard` a bridge gets up to `jitter` less, so that a pool never recycles at once.
+    Memory is the bridge's own and that of every process below it: what they share is counted once.
+    """
+
+    requests: int | None = Field(None, ge=1, le=2**53, description="requests a bridge serves at most")
+    age: Seconds | None = Field(None, description="seconds after its start")
+    idle: Seconds | None = Field(None, description="seconds without a request, of a bridge that served some")
+    memory: Bytes | None = Field(None, description="bytes; looked at every memory_interval, acted on between requests")
+    memory_hard: Bytes | None = Field(None, description="bytes over which it is killed, even with a request on it")
+    memory_interval: Seconds = Field(1.0, description="seconds between two looks at the memory")
+    jitter: float = Field(0.15, ge=0, le=0.9, description="the part of a limit that a bridge may get less")
+
+    @model_validator(mode="after")
+    def _hard_is_more(self) -> Self:
+        if self.memory is not None and self.memory_hard is not None and self.memory_hard <= self.memory:
+            raise ValueError("memory_hard must be more than memory: the one kills, the other replaces before that")
+        return self
+
+
+class BreakerSettings(Settings):
+    """When a service whose bridges cannot be started counts as unavailable: its node then takes no requests for it."""
+
+    failures: int = Field(5, ge=1, le=1000, description="starts that failed one after the other")
+    window: Seconds = Field(60.0, description="seconds within which they did; or for which all have failed")
+
+
 class ServiceSettings(Settings):
     """One service on a node: its bridge command and its pool."""
 
@@ -56,12 +125,20 @@ class ServiceSettings(Settings):
     command: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_program)] = Field(
         description="the bridge's program and its arguments; no shell is involved"
     )
-    bridges: int = Field(
-        default_factory=lambda: len(os.sched_getaffinity(0)), ge=1, le=1024, description="bridge subprocesses"
+    bridges: Annotated[BridgeCount, BeforeValidator(_bridge_count)] = Field(
+        default_factory=_processors, description="bridge subprocesses"
     )
     start: Literal["eager", "lazy"] = Field(
         "eager", description="eager: all bridges start with the node; lazy: a bridge starts when work waits for one"
     )
+    grow_after: Seconds = Field(0.1, description="seconds a request waits before one more bridge is started for it")
+    shrink_after: Seconds = Field(60.0, description="seconds a bridge is idle before it is one too many")
+    spare: int = Field(0, ge=0, le=MOST_BRIDGES, description="bridges kept idle for what may come, as bridges allows")
+    prewarm: bool = Field(
+        True, description="whether a bridge's replacement starts before it stops; false if two do not fit, as on a GPU"
+    )
+    recycle: RecycleSettings = RecycleSettings()
+    breaker: BreakerSettings = BreakerSettings()
     start_timeout: Seconds = Field(30.0, description="seconds from the start of a bridge to its handshake")
     run_timeout: Annotated[float, Field(gt=0, le=MAX_RUN_TIMEOUT, allow_inf_nan=False)] = Field(
         300.0, description="seconds one request may run; its own deadline may only shorten it"

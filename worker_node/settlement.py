@@ -81,7 +81,7 @@ class Settlement:
         self._link = link
         self._node = node
         self._service = service
-        self._policy = policy
+        self.policy = policy
         self._publish_timeout = publish_timeout
         self._wall = wall
         self._jitter = jitter
@@ -108,7 +108,7 @@ class Settlement:
         fate = decide(
             fault,
             attempt=case.attempt,
-            policy=self._policy,
+            policy=self.policy,
             remaining=case.remaining,
             addressed=address is not None,
             jitter=self._jitter(),
@@ -120,7 +120,7 @@ class Settlement:
                 self.counts.retried += 1
                 logger.info(
                     "%s: %s: %s; trying again in %d s (attempt %d of %d)",
-                    *(self._service, _name(delivery), _shown(fault), delay, attempt, self._policy.max_attempts),
+                    *(self._service, _name(delivery), _shown(fault), delay, attempt, self.policy.max_attempts),
                 )
                 self._settle(case, [self._retry(delivery, delay, attempt)])
             case Ended(dead_letter):

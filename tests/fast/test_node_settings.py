@@ -11,7 +11,14 @@ from pydantic import ValidationError
 
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.topology import CONSUMER_TIMEOUT, MAX_RUN_TIMEOUT, RESERVED_NAMES
-from worker_node.settings import NodeSettings, RetrySettings, ServiceSettings, default_node_name
+from worker_node.settings import (
+    BridgeCount,
+    NodeSettings,
+    RetrySettings,
+    ServiceSettings,
+    Settings,
+    default_node_name,
+)
 
 
 def service(**changes: Any) -> ServiceSettings:
@@ -24,7 +31,8 @@ def node(**changes: Any) -> NodeSettings:
 
 def test_the_defaults_are_those_that_are_documented() -> None:
     made = service()
-    assert made.bridges == len(os.sched_getaffinity(0))
+    processors = len(os.sched_getaffinity(0))
+    assert made.bridges == BridgeCount(processors, processors)
     assert made.start == "eager"
     assert made.run_timeout == 300
     assert made.frame_limit == 16 * 1024 * 1024
@@ -33,10 +41,25 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert str(os.getpid()) in node().name
 
 
-@pytest.mark.parametrize("model", [NodeSettings, ServiceSettings, RetrySettings])
-def test_every_setting_is_described(model: type[NodeSettings]) -> None:
-    undocumented = {name for name, field in model.model_fields.items() if not field.description}
-    assert undocumented <= {"services", "retry"}  # tables of their own
+@pytest.mark.parametrize("model", Settings.__subclasses__())
+def test_every_setting_is_described(model: type[Settings]) -> None:
+    undocumented = {name: field.annotation for name, field in model.model_fields.items() if not field.description}
+    undocumented.pop("services", None)
+    assert set(undocumented.values()) <= set(Settings.__subclasses__())  # tables, described in their own place
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        (4, BridgeCount(4, 4)),
+        ("4", BridgeCount(4, 4)),
+        ("1-8", BridgeCount(1, 8)),
+        ({"min": 1, "max": 8}, BridgeCount(1, 8)),
+        (BridgeCount(2, 3), BridgeCount(2, 3)),
+    ],
+)
+def test_how_many_bridges_can_be_written_in_these_ways(written: object, count: BridgeCount) -> None:
+    assert service(bridges=written).bridges == count
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -62,6 +85,14 @@ def test_settings_cannot_be_changed() -> None:
         ({"bridges": -1}, "bridges"),
         ({"bridges": 1025}, "bridges"),
         ({"bridges": 1.5}, "bridges"),
+        ({"bridges": True}, "bridges"),
+        ({"bridges": "8-1"}, "bridges"),
+        ({"bridges": {"min": 1}}, "bridges"),
+        ({"bridges": {"min": 1, "max": 2, "least": 3}}, "bridges"),
+        ({"recycle": {"requests": 0}}, "recycle.requests"),
+        ({"recycle": {"memory": 1000}}, "recycle.memory"),
+        ({"recycle": {"memory": 2**30, "memory_hard": 2**30}}, "recycle"),
+        ({"breaker": {"failures": 0}}, "breaker.failures"),
         ({"start": "later"}, "start"),
         ({"run_timeout": 0}, "run_timeout"),
         ({"run_timeout": -1}, "run_timeout"),

@@ -8,17 +8,43 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker_node.core.pool import Action, Cancel, End, Phase, Pool, PoolLimits, Reason, Send, Start, Step, Stop, Ticket
+from worker_node.core.pool import (
+    Action,
+    Cancel,
+    End,
+    Phase,
+    Pool,
+    PoolLimits,
+    Reason,
+    Send,
+    Slot,
+    Start,
+    Step,
+    Stop,
+    Ticket,
+    Wear,
+)
 
 SOAK = os.environ.get("QUAYBRIDGE_SOAK") == "1"
 MOST_BRIDGES = 3
+
+
+HARMLESS = {
+    Reason.RECYCLED,
+    Reason.REQUESTS,
+    Reason.AGE,
+    Reason.IDLE,
+    Reason.MEMORY,
+    Reason.REPLACED,
+    Reason.SURPLUS,
+}
 
 
 class Place(Enum):
@@ -53,16 +79,38 @@ class PoolMachine(RuleBasedStateMachine):
         self.drained = False
 
     @initialize(
-        bridges=st.integers(1, MOST_BRIDGES),
+        least=st.integers(1, MOST_BRIDGES),
+        more=st.integers(0, 2),
+        spare=st.integers(0, 1),
+        prewarm=st.booleans(),
         eager=st.booleans(),
+        wear=st.sampled_from([Wear(), Wear(requests=2), Wear(age=9, idle=4, jitter=0.5), Wear(memory=50)]),
         run_timeout=st.sampled_from([2.0, 20.0]),
         jitter=st.sampled_from([0.0, 0.5, 1.0]),
         concurrency=st.integers(0, 3),
     )
-    def begin(self, bridges: int, eager: bool, run_timeout: float, jitter: float, concurrency: int) -> None:
-        limits = PoolLimits(
-            bridges=bridges,
+    def begin(
+        self,
+        least: int,
+        more: int,
+        spare: int,
+        prewarm: bool,
+        eager: bool,
+        wear: Wear,
+        run_timeout: float,
+        jitter: float,
+        concurrency: int,
+    ) -> None:
+        self.limits = PoolLimits(
+            least=least,
+            most=least + more,
+            spare=spare,
             eager=eager,
+            prewarm=prewarm and eager,
+            grow_after=0.2,
+            shrink_after=5 if more else math.inf,
+            wear=wear,
+            breaker_failures=3,
             start_timeout=10,
             run_timeout=run_timeout,
             cancel_timeout=1,
@@ -70,7 +118,7 @@ class PoolMachine(RuleBasedStateMachine):
             restart_delay=0.5,
             max_restart_delay=4,
         )
-        self.pool: Pool[Booked] = Pool(limits, lambda: jitter)
+        self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter)
         self.perform(self.pool.open(self.now))
         for slot in self.in_phase(Phase.STARTING):
             if concurrency:  # most stories begin when the bridges are up
@@ -81,8 +129,9 @@ class PoolMachine(RuleBasedStateMachine):
     def perform(self, actions: list[Action[Booked]]) -> None:
         for action in actions:
             match action:
-                case Start(slot):
+                case Start(slot, seat):
                     assert slot not in self.live, "a second process in one slot"
+                    assert 0 <= seat < self.pool.limits.most
                     self.live[slot] = []
                 case Send(slot, ticket):
                     assert self.live[slot] == [], "a request for a bridge that is being stopped"
@@ -102,6 +151,7 @@ class PoolMachine(RuleBasedStateMachine):
                     assert isinstance(reason, Reason)
                     assert ticket.place is (Place.WAITING if slot is None else Place.RUNNING)
                     assert ticket.slot == slot
+                    assert reason not in HARMLESS, "a request was cut off without need"
                     if slot is None:
                         assert reason in (Reason.DEADLINE, Reason.DRAINED, Reason.START_FAILED)
                     if reason is Reason.DEADLINE:
@@ -162,6 +212,18 @@ class PoolMachine(RuleBasedStateMachine):
         del self.live[slot]
         self.perform(self.pool.exited(slot, self.now))
 
+    @precondition(lambda self: self.in_phase(Phase.READY))
+    @rule(data=st.data(), memory=st.sampled_from([10, 60]))
+    def measured(self, data: st.DataObject, memory: int) -> None:
+        slot = data.draw(st.sampled_from(self.in_phase(Phase.READY)))
+        self.perform(self.pool.measured(slot, memory, self.now))
+
+    @precondition(lambda self: len(self.tickets) > 5 and not self.drained)
+    @rule(least=st.integers(1, MOST_BRIDGES), more=st.integers(0, 2))
+    def restart(self, least: int, more: int) -> None:
+        self.limits = replace(self.limits, least=least, most=least + more)
+        self.perform(self.pool.restart(self.limits, self.now))
+
     @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 3.0, 12.0]))
     def wait(self, seconds: float) -> None:
         """As a timer does it: every wake-up on the way is taken, in order."""
@@ -186,9 +248,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def give_up(self) -> None:
-        was_failing = self.pool.failing
+        was_unavailable = self.pool.unavailable
         self.perform(self.pool.give_up())
-        assert not was_failing or not self.pool.waiting
+        assert not was_unavailable or not self.pool.waiting
 
     @precondition(lambda self: len(self.tickets) > 10)
     @rule(abort=st.booleans())
@@ -219,6 +281,12 @@ class PoolMachine(RuleBasedStateMachine):
             return
         assert {slot.number for slot in self.pool.slots if slot.phase is not Phase.EMPTY} == set(self.live)
         assert self.pool.empty == (not self.live)
+        seats = [slot.seat for slot in self.pool.slots if slot.seat is not None]
+        assert sorted(seats) == list(range(self.pool.limits.most)), "a seat is lost, or given twice"
+        # Beside those with seats, one that is being made ready, and old ones that finish what they have.
+        ready = [slot for slot in self.pool.slots if slot.phase is Phase.READY and slot.seat is None]
+        assert all(slot.retiring for slot in ready)
+        assert sum(slot.replaces is not None for slot in self.pool.slots) <= 1
         for slot in self.pool.slots:
             assert len(slot.runs) <= slot.concurrency
             assert all(request_id == run.ticket.request_id for request_id, run in slot.runs.items())
@@ -242,11 +310,24 @@ class PoolMachine(RuleBasedStateMachine):
                     due.append(slot.due)
                 case Phase.READY:
                     due += [run.due for run in slot.runs.values()]
-                case Phase.EMPTY if not self.drained and (pool.limits.eager or pool.waiting):
-                    # It comes back by itself. In a lazy pool, for work, unless others are starting for that.
-                    if pool.limits.eager or not self.in_phase(Phase.STARTING):
-                        due.append(slot.due)
+                    if slot.worn is None and not slot.retiring:
+                        due.append(slot.expires)
+                case Phase.EMPTY if self.comes_back(slot):
+                    due.append(slot.due)
         assert pool.wake_at <= min(due, default=math.inf)
+
+    def comes_back(self, slot: Slot[Booked]) -> bool:
+        """Whether an empty slot starts by itself. In a lazy pool it does for work, unless others start for that."""
+        pool = self.pool
+        seated = [other.phase for other in pool.slots if other.seat is not None]
+        up = seated.count(Phase.STARTING) + seated.count(Phase.READY)
+        if self.drained or slot.seat is None:
+            return False
+        if pool.unavailable:
+            return up == 0
+        if pool.limits.eager:
+            return up < pool.limits.least
+        return bool(pool.waiting) and up == 0
 
     @invariant()
     def work_never_waits_for_nothing(self) -> None:

@@ -16,7 +16,7 @@ from quaybridge.settings import (
     given,
     read_configuration,
 )
-from worker_node.settings import NodeSettings, RetrySettings, ServiceSettings
+from worker_node.settings import BridgeCount, NodeSettings, RetrySettings, ServiceSettings
 
 WHOLE = """
 broker = "amqp://file:secret@file.example/orders"
@@ -123,7 +123,7 @@ def test_a_later_source_wins_key_by_key() -> None:
     assert configuration.node().drain_timeout == 60
     assert configuration.broker()[0].host == "file.example"
     analyse = service(configuration, "analyse")
-    assert (analyse.command, analyse.bridges, analyse.start) == (("other", "bridge of mine"), 5, "lazy")
+    assert (analyse.command, analyse.bridges, analyse.start) == (("other", "bridge of mine"), BridgeCount(5, 5), "lazy")
 
 
 def test_the_file_is_the_one_named_first(directory: Path) -> None:
@@ -144,7 +144,7 @@ def test_one_service_of_several_can_be_picked() -> None:
 def test_a_variable_spells_dashes_as_underscores_and_keeps_the_letters_of_a_bridges_variables() -> None:
     prefix = "QUAYBRIDGE_SERVICES__MY_ECHO__"
     echo = service(configured(WHOLE, {f"{prefix}BRIDGES": "7", f"{prefix}ENVIRONMENT__a__B": "c d"}), "my-echo")
-    assert (echo.bridges, echo.environment) == (7, {"a__B": "c d"})
+    assert (echo.bridges, echo.environment) == (BridgeCount(7, 7), {"a__B": "c d"})
 
 
 def test_a_bridges_own_variable_may_have_any_name() -> None:
@@ -177,13 +177,16 @@ def test_a_byte_order_mark_is_no_problem() -> None:
 
 # What is written below [services.a], after its command, and what is said about it.
 WRONG_IN_A_SERVICE = [
-    ("bridges = 0", "services.a.bridges = 0: should be greater than or equal to 1 (bridge subprocesses)"),
-    ("bridges = -1", "services.a.bridges = -1: should be greater than or equal to 1"),
-    ("bridges = 1_000_000", "services.a.bridges = 1000000: should be less than or equal to 1024"),
-    ("bridges = 'four'", "services.a.bridges = 'four': should be a valid integer"),
+    ("bridges = 0", "services.a.bridges = 0: should be 1 … 1024, or a range"),
+    ("bridges = -1", "services.a.bridges = -1: should be 1 … 1024, or a range"),
+    ("bridges = 1_000_000", "services.a.bridges = 1000000: should be 1 … 1024, or a range"),
+    ("bridges = 'four'", "services.a.bridges = 'four': should be 1 … 1024, or a range"),
     ("bridges = true", "services.a.bridges = True: should not be true or false (bridge subprocesses)"),
-    ("bridges = {}", "services.a.bridges = {}: should be a valid integer"),
-    ("bridges = [[[[[[[[[]]]]]]]]]", "services.a.bridges = [[[[[[[...]]]]]]]: should be a valid integer"),
+    ("bridges = {min = 3, max = 2}", "services.a.bridges = {'max': 2, 'min': 3}: should be 1 … 1024, or a range"),
+    ("bridges = {min = true, max = 2}", "services.a.bridges = {'max': 2, 'min': True}: should be 1 … 1024, or a range"),
+    ("bridges = '1-'", "services.a.bridges = '1-': should be 1 … 1024, or a range"),
+    ("bridges = {}", "services.a.bridges = {}: should be 1 … 1024, or a range"),
+    ("bridges = [[[[[[[[[]]]]]]]]]", "services.a.bridges = [[[[[[[...]]]]]]]: should be 1 … 1024, or a range"),
     ("run_timeout = 0", "services.a.run_timeout = 0: should be greater than 0"),
     ("run_timeout = nan", "services.a.run_timeout = nan: should be a finite number"),
     ("run_timeout = 43_201", "services.a.run_timeout = 43201: should be less than or equal to 43200"),
@@ -269,7 +272,7 @@ def test_what_is_wrong_in_a_file(text: str, told: str) -> None:
             "x",
             "unknown key services.a.bridges.x: services.a.bridges holds no keys",
         ),
-        ("QUAYBRIDGE_SERVICES__A__BRIDGES", "0", "services.a.bridges = '0': should be greater than or equal to 1"),
+        ("QUAYBRIDGE_SERVICES__A__BRIDGES", "0", "services.a.bridges = '0': should be 1 … 1024, or a range"),
         ("QUAYBRIDGE_SERVICES__A__COMMAND", "it's", 'services.a.command = "it\'s": cannot be split into words'),
         ("QUAYBRIDGE_NODE", "a b", "node.name = 'a b': string should match pattern"),
         ("QUAYBRIDGE_BROKER", "amqp://u:hunter/2@h@i", "broker: amqp://***@i: characters such as @ / :"),
@@ -283,7 +286,7 @@ def test_what_is_wrong_in_a_variable(variable: str, value: str, told: str) -> No
 
 
 def test_what_is_wrong_in_a_flag() -> None:
-    with pytest.raises(SettingsError, match=r"^--bridges: services\.analyse\.bridges = 0: should be greater"):
+    with pytest.raises(SettingsError, match=r"^--bridges: services\.analyse\.bridges = 0: should be 1 "):
         configured(WHOLE, {}, {("services", "analyse", "bridges"): ("--bridges", 0)}).node()
 
 

@@ -67,7 +67,7 @@ def handed_back(rig: Rig) -> int:
 
 
 def states(service: Dispatcher) -> list[str]:
-    return [slot.state for slot in service.pool.slots]
+    return [slot.state for slot in service.pool.slots if slot.seat is not None]
 
 
 def hold_four(service: Dispatcher) -> None:

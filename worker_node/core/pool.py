@@ -1,4 +1,4 @@
-"""The pool: which bridge serves which ticket, and when a bridge must go.
+"""The pool: which bridge serves which ticket, how many bridges there are, and when a bridge must go.
 
 Everything that affects a slot or a waiting ticket lives here. Events go in with `now` (seconds, monotonic), a
 list of actions comes out, and the dispatcher performs them in order. The pool never does the work itself.
@@ -10,6 +10,11 @@ list of actions comes out, and the dispatcher performs them in order. The pool n
 A READY slot is IDLE or BUSY by whether a request runs on it: assigning a ticket *is* the change. A slot leaves
 STOPPING and gives up its tickets by one door only, `exited`, when its process is dead and its work certainly
 over; the reason it was stopped for travels with each ticket.
+
+A pool of up to n bridges has n *seats*, and one slot more than that. A slot that holds a seat counts; its bridge
+is told the seat's number. A bridge that is worn (it served enough, is old, or too large) keeps its seat until a
+new one, in the slot without a seat, is ready to take it over: so capacity does not dip. Only one is replaced at a
+time, so a pool never recycles at once.
 """
 
 from __future__ import annotations
@@ -19,7 +24,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from itertools import islice
 from typing import Final, Generic, TypeVar
+
+from worker_node.core.breaker import Breaker
 
 
 class Phase(StrEnum):
@@ -61,8 +69,16 @@ class Reason(StrEnum):
     DEADLINE = "deadline"  # the request's own deadline passed
     VIOLATION = "violation"  # what it wrote cannot be trusted
     NEIGHBOUR = "neighbour"  # the ticket's bridge had to go because of another request on it
-    RECYCLED = "recycled"
+    MEMORY_HARD = "memory_hard"  # more memory than it may ever have
     DRAINED = "drained"
+    # Replaced without harm, between two requests:
+    RECYCLED = "recycled"  # it asked for it
+    REQUESTS = "requests"  # it served as many as it may
+    AGE = "age"
+    IDLE = "idle"  # it was idle for too long
+    MEMORY = "memory"
+    REPLACED = "replaced"  # by one with new settings
+    SURPLUS = "surplus"  # fewer are needed
 
 
 class Step(Enum):
@@ -74,14 +90,14 @@ class Step(Enum):
 
 
 _NEXT_STEP: Final = {Step.ASK: Step.TERMINATE, Step.TERMINATE: Step.KILL}
+# The first step of a bridge that is stopped for cause. Any other is asked.
 _FIRST_STEP: Final = {
     Reason.START_FAILED: Step.KILL,
     Reason.START_TIMEOUT: Step.TERMINATE,
     Reason.RUN_TIMEOUT: Step.TERMINATE,
     Reason.DEADLINE: Step.TERMINATE,
     Reason.VIOLATION: Step.KILL,
-    Reason.RECYCLED: Step.ASK,
-    Reason.DRAINED: Step.ASK,
+    Reason.MEMORY_HARD: Step.KILL,
 }
 # A bridge that went for one of these did something wrong: its slot waits longer each time before the next one.
 _FAULTS: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.START_TIMEOUT, Reason.VIOLATION})
@@ -91,22 +107,46 @@ _FAULTS: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.START_TI
 class Ticket:
     """A delivery waiting for or holding a slot. `deadline` on the pool's clock, infinite where there is none.
 
-    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one).
+    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). `since`: when it
+    came, set by the pool.
     """
 
     request_id: int
     deadline: float = math.inf
     alone: bool = False
+    since: float = 0.0
 
 
 T = TypeVar("T", bound=Ticket)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    """The pool's numbers; times in seconds. See ServiceSettings."""
+class Wear:
+    """When a bridge is replaced: after so many requests, seconds of age, seconds without work, bytes of memory.
 
-    bridges: int
+    Infinite: never. Of each of these a bridge gets up to `jitter` (a fraction) less, so that bridges that began
+    together do not go together; but `memory_hard`, over which it is killed even with a request on it, is exact.
+    """
+
+    requests: float = math.inf
+    age: float = math.inf
+    idle: float = math.inf
+    memory: float = math.inf
+    memory_hard: float = math.inf
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolLimits:
+    """The pool's numbers; times in seconds. See ServiceSettings.
+
+    Between `least` and `most` bridges: one more when a ticket has waited for `grow_after`, one fewer when one was
+    idle for `shrink_after`; `spare` of them are kept idle as far as `most` allows. `prewarm`: see the module's
+    docstring; without it a worn bridge stops first, one at a time.
+    """
+
+    least: int
+    most: int
     eager: bool
     start_timeout: float
     run_timeout: float
@@ -114,13 +154,21 @@ class PoolLimits:
     stop_timeout: float
     restart_delay: float
     max_restart_delay: float
+    grow_after: float = 0.0
+    shrink_after: float = math.inf
+    spare: int = 0
+    prewarm: bool = False
+    wear: Wear = Wear()
+    breaker_failures: int = 5
+    breaker_window: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Start a bridge in the slot, and greet it."""
+    """Start a bridge in the slot, and greet it. `seat` is the number it is told."""
 
     slot: int
+    seat: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +222,33 @@ class Run(Generic[T]):
 class Slot(Generic[T]):
     """A place that holds one bridge.
 
-    `due`: when STARTING is over its time, STOPPING takes its next step, or EMPTY may start again.
+    `seat`: the number its bridge is known by, None for a slot that does not count. `due`: when STARTING is over
+    its time, STOPPING takes its next step, or EMPTY may start again.
     """
 
     number: int
+    seat: int | None
     phase: Phase = Phase.EMPTY
     due: float = -math.inf
     runs: dict[int, Run[T]] = field(default_factory=dict)
     concurrency: int = 1
     cancels: bool = False
-    retiring: bool = False  # takes no more: it asked to be replaced
+    worn: Reason | None = None  # it is to be replaced, and serves until then
+    retiring: bool = False  # takes no more: it goes when its last request is done
     doomed: bool = False  # takes no more: it cannot go on, and its end is near
+    replaces: Slot[T] | None = None  # whose seat it takes over when it is ready
     reason: Reason | None = None
     step: Step | None = None
     greeted: bool = False
     start_failed: bool = False  # its latest bridge never passed its handshake
     faults: int = 0
     served: int = 0
+    idle_since: float = 0.0
+    most_served: float = math.inf
+    expires: float = math.inf
+    longest_idle: float = math.inf
+    most_memory: float = math.inf
+    oversized: bool = False  # it was born over its memory limit, which is a mistake in the settings, and no leak
 
     def accepts(self, ticket: T) -> bool:
         """Whether `ticket` may run here now."""
@@ -212,29 +270,44 @@ class Slot(Generic[T]):
 
 
 class Pool(Generic[T]):
-    """A fixed number of slots and the tickets that wait for them, in order of arrival.
+    """The slots, and the tickets that wait for them, in order of arrival.
 
     `jitter` gives numbers in 0 … 1, so that slots that failed together do not come back together.
     """
 
     def __init__(self, limits: PoolLimits, jitter: Callable[[], float]) -> None:
         self.limits = limits
-        self.slots: list[Slot[T]] = [Slot(number) for number in range(limits.bridges)]
+        self.slots: list[Slot[T]] = []
         self.waiting: deque[T] = deque()
         self.draining = False
         self.wake_at = math.inf  # call `due` by then
         self._jitter = jitter
+        self._breaker = Breaker(failures=limits.breaker_failures, window=limits.breaker_window)
+        self._usual_concurrency = 1  # what the latest bridge said
+        self._worn = False  # whether some slot may be
+        self._set_seats()
 
     def __repr__(self) -> str:
-        states = [slot.state for slot in self.slots]
+        states = [slot.state for slot in self.slots if slot.seat is not None or slot.phase is not Phase.EMPTY]
         counted = [f"{states.count(state)} {state}" for state in ("starting", "idle", "busy", "stopping", "empty")]
         shown = ", ".join(text for text in counted if not text.startswith("0 "))
         return f"<Pool {shown}, {len(self.waiting)} waiting>"
 
     @property
     def capacity(self) -> int:
-        """How many requests can run at once when every slot is up, as far as is known."""
-        return sum(slot.concurrency for slot in self.slots)
+        """How many requests to hold: what can run at once when every bridge is up that there is reason to start.
+
+        Of a pool that can grow, twice as many as there are now: so that some wait, and it does.
+        """
+        up = ready = starting = 0
+        for slot in self.slots:
+            if slot.seat is not None and slot.phase is Phase.READY:
+                ready += 1
+                up += slot.concurrency
+            elif slot.seat is not None and slot.phase is Phase.STARTING:
+                starting += 1
+        wanted = min(self.limits.most, max(self.limits.least, 2 * (ready + starting)))
+        return up + max(0, wanted - ready) * self._usual_concurrency
 
     @property
     def ready(self) -> int:
@@ -243,8 +316,17 @@ class Pool(Generic[T]):
 
     @property
     def failing(self) -> bool:
-        """Whether no bridge can be started: the latest start of every slot has failed."""
-        return all(slot.start_failed for slot in self.slots)
+        """Whether no bridge can be started, as far as is known: the latest start of every slot has failed."""
+        seated = [slot for slot in self.slots if slot.seat is not None and slot.seat < self.limits.least]
+        return all(slot.start_failed for slot in seated)
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the breaker is open: bridges failed to start again and again, and there is none.
+
+        From time to time one is started to see whether that is over.
+        """
+        return self._breaker.open and not self.ready
 
     @property
     def empty(self) -> bool:
@@ -261,33 +343,42 @@ class Pool(Generic[T]):
     # What happened: each method returns what is to be done about it.
 
     def open(self, now: float) -> list[Action[T]]:
-        """Begin: an eager pool starts all its bridges at once."""
+        """Begin: an eager pool starts its bridges at once."""
         actions: list[Action[T]] = []
-        if self.limits.eager:
-            for slot in self.slots:
-                self._start(slot, now, actions)
+        self._fill(now, actions)
         return actions
 
     def submit(self, ticket: T, now: float) -> list[Action[T]]:
         """A ticket came. While draining it is handed back."""
         if self.draining:
             return [End(ticket, Reason.DRAINED)]
+        ticket.since = now
         self.waiting.append(ticket)
         self._watch(ticket.deadline)
         actions: list[Action[T]] = []
         self._assign(now, actions)
         return actions
 
-    def greeted(self, number: int, *, concurrency: int, cancels: bool, now: float) -> list[Action[T]]:
-        """The slot's bridge passed its handshake."""
+    def greeted(
+        self, number: int, *, concurrency: int, cancels: bool, now: float, memory: int | None = None
+    ) -> list[Action[T]]:
+        """The slot's bridge passed its handshake. `memory`: what it uses already, in bytes, where that is limited."""
         slot = self.slots[number]
+        actions: list[Action[T]] = []
         self._move(slot, Event.READY)
+        self._breaker.succeeded()
         slot.greeted = True
         slot.start_failed = False
-        slot.concurrency = concurrency
+        slot.concurrency = self._usual_concurrency = concurrency
         slot.cancels = cancels
-        actions: list[Action[T]] = []
+        slot.idle_since = now
+        self._set_wear(slot, now)
+        slot.oversized = memory is not None and memory > min(slot.most_memory, self.limits.wear.memory_hard)
+        if slot.replaces is not None:
+            self._take_over(slot, now, actions)
         self._assign(now, actions)
+        self._fill(now, actions)
+        self._replace(now, actions)
         return actions
 
     def run(self, number: int, request_id: int) -> Run[T] | None:
@@ -300,11 +391,31 @@ class Pool(Generic[T]):
         del slot.runs[request_id]
         slot.served += 1
         slot.faults = 0
-        slot.retiring |= recycle
         actions: list[Action[T]] = []
-        if slot.phase is Phase.READY and not slot.runs and (slot.retiring or self.draining):
-            self._stop(slot, Reason.RECYCLED if slot.retiring else Reason.DRAINED, now, actions)
+        if recycle:
+            slot.retiring = True
+            self._wear_out(slot, Reason.RECYCLED)
+        elif slot.served >= slot.most_served:
+            self._wear_out(slot, Reason.REQUESTS)
+        if self._worn:
+            self._replace(now, actions)
+        if not slot.runs:
+            self._became_idle(slot, now, actions)
         self._assign(now, actions)
+        return actions
+
+    def measured(self, number: int, memory: int, now: float) -> list[Action[T]]:
+        """The slot's bridge and all that it started use `memory` bytes."""
+        slot = self.slots[number]
+        actions: list[Action[T]] = []
+        if slot.phase is not Phase.READY or slot.oversized:
+            return actions
+        if memory > self.limits.wear.memory_hard:
+            return self.condemn(number, Reason.MEMORY_HARD, now)
+        if memory > slot.most_memory:
+            self._wear_out(slot, Reason.MEMORY)
+            self._replace(now, actions)
+            self._assign(now, actions)
         return actions
 
     def doom(self, number: int) -> None:
@@ -318,12 +429,13 @@ class Pool(Generic[T]):
         if slot.phase in (Phase.STARTING, Phase.READY):
             self._stop(slot, reason, now, actions)
             self._assign(now, actions)  # what waited for this one may have to start another
+            self._fill(now, actions)
         return actions
 
     def exited(self, number: int, now: float) -> list[Action[T]]:
-        """The slot's process is dead: its tickets end, and the slot starts again, at once or after a pause.
+        """The slot's process is dead: its tickets end, and its seat is filled again, at once or after a pause.
 
-        A lazy pool's slot starts again only for work, or, if no bridge can be started, to see when that is over.
+        A lazy pool starts another only for work, or, if no bridge can be started, to see when that is over.
         """
         slot = self.slots[number]
         reason = slot.reason or Reason.CRASHED
@@ -332,15 +444,21 @@ class Pool(Generic[T]):
         ]
         self._move(slot, Event.EXIT)
         slot.faults = slot.faults + 1 if reason in _FAULTS else 0
-        slot.start_failed |= not slot.greeted and reason in _FAULTS
+        if not slot.greeted and reason in _FAULTS:
+            slot.start_failed = True
+            self._breaker.failed(now)
         slot.runs = {}
-        slot.retiring = slot.doomed = False
-        slot.reason = slot.step = None
+        slot.retiring = slot.doomed = slot.oversized = False
+        slot.reason = slot.step = slot.worn = slot.replaces = None
         slot.due = now + self._restart_delay(slot.faults, worked=slot.greeted)
         slot.greeted = False
         slot.served = 0
         self._watch(slot.due)
-        self._refill(slot, now, actions)
+        for successor in self.slots:
+            if successor.replaces is slot:
+                self._hand_over(slot, successor)  # it fills the seat now, and need not wait for anybody
+        self._fill(now, actions)
+        self._replace(now, actions)
         self._assign(now, actions)
         return actions
 
@@ -350,6 +468,9 @@ class Pool(Generic[T]):
         self.wake_at = math.inf
         for slot in self.slots:
             self._due(slot, now, actions)
+        self._shrink(now, actions)
+        self._fill(now, actions)
+        self._replace(now, actions)
         self._assign(now, actions)
         for ticket in [ticket for ticket in self.waiting if ticket.deadline <= now]:
             self.waiting.remove(ticket)
@@ -365,9 +486,34 @@ class Pool(Generic[T]):
     def give_up(self) -> list[Action[T]]:
         """Hand back what waits, if no bridge can be started. Call it when no more tickets come."""
         actions: list[Action[T]] = []
-        if self.failing:
+        if self.unavailable:
             actions += [End(ticket, Reason.START_FAILED) for ticket in self.waiting]
             self.waiting.clear()
+        return actions
+
+    def restart(self, limits: PoolLimits, now: float) -> list[Action[T]]:
+        """Replace every bridge, one after the other, each by one that is ready; from now on `limits` hold.
+
+        The breaker is closed: what failed to start may have been mended.
+        """
+        actions: list[Action[T]] = []
+        self.limits = limits
+        self._breaker = Breaker(failures=limits.breaker_failures, window=limits.breaker_window)
+        self._set_seats()
+        for slot in self.slots:
+            slot.start_failed = False
+            if slot.phase is Phase.STARTING:
+                slot.replaces = None
+                self._stop(slot, Reason.REPLACED, now, actions)
+            elif slot.phase is Phase.READY:
+                self._wear_out(slot, Reason.REPLACED)
+                if slot.seat is None:
+                    self._retire(slot, now, actions)
+            elif slot.phase is Phase.EMPTY:
+                slot.due = now
+        self._fill(now, actions)
+        self._replace(now, actions)
+        self._assign(now, actions)
         return actions
 
     def drain(self, now: float) -> list[Action[T]]:
@@ -390,7 +536,7 @@ class Pool(Generic[T]):
                 self._step(slot, Step.KILL, now, actions)
         return actions
 
-    # How it is decided.
+    # Starting and stopping.
 
     def _move(self, slot: Slot[T], event: Event) -> None:
         slot.phase = TRANSITIONS[slot.phase, event]
@@ -399,20 +545,16 @@ class Pool(Generic[T]):
         if moment < self.wake_at:
             self.wake_at = moment
 
-    def _start(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+    def _start(self, slot: Slot[T], seat: int, now: float, actions: list[Action[T]]) -> None:
         self._move(slot, Event.START)
         slot.due = now + self.limits.start_timeout
         self._watch(slot.due)
-        actions.append(Start(slot.number))
-
-    def _refill(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
-        if slot.due <= now and not self.draining and (self.limits.eager or self.failing):
-            self._start(slot, now, actions)
+        actions.append(Start(slot.number, seat))
 
     def _stop(self, slot: Slot[T], reason: Reason, now: float, actions: list[Action[T]]) -> None:
         self._move(slot, Event.STOP)
         slot.reason = reason
-        self._step(slot, _FIRST_STEP[reason], now, actions)
+        self._step(slot, _FIRST_STEP.get(reason, Step.ASK), now, actions)
 
     def _step(self, slot: Slot[T], step: Step, now: float, actions: list[Action[T]]) -> None:
         slot.step = step
@@ -420,17 +562,181 @@ class Pool(Generic[T]):
         self._watch(slot.due)
         actions.append(Stop(slot.number, step, slot.reason or Reason.DRAINED))
 
+    def _restart_delay(self, faults: int, *, worked: bool) -> float:
+        """Seconds before the next start: none for a first fault of a bridge that worked, then doubling."""
+        doublings = faults - (2 if worked else 1)
+        if doublings < 0:
+            return 0.0
+        longest = min(self.limits.restart_delay * 2.0 ** min(doublings, 32), self.limits.max_restart_delay)
+        return longest * (0.5 + self._jitter() / 2)
+
+    # How many bridges.
+
+    def _set_seats(self) -> None:
+        """Give the seats out anew: as many as `limits` say, and a slot without one for replacements."""
+        limits = self.limits
+        missing = set(range(limits.most))
+        for slot in self.slots:
+            if slot.seat is not None and slot.seat >= limits.most:
+                slot.seat = None
+            missing.discard(-1 if slot.seat is None else slot.seat)
+        free = [slot for slot in self.slots if slot.seat is None and slot.phase is Phase.EMPTY]
+        for seat in sorted(missing):
+            if free:
+                free.pop(0).seat = seat
+            else:
+                self.slots.append(Slot(len(self.slots), seat))
+        if limits.prewarm and not any(slot.seat is None for slot in self.slots):
+            self.slots.append(Slot(len(self.slots), None))
+
+    def _seated(self, *phases: Phase) -> int:
+        return sum(slot.seat is not None and slot.phase in phases for slot in self.slots)
+
+    def _fill(self, now: float, actions: list[Action[T]]) -> None:
+        """Start what is to be there whether work waits or not: the least, the spare, and the breaker's probe."""
+        if self.draining:
+            return
+        live = self._seated(Phase.STARTING, Phase.READY)
+        if self.unavailable:
+            missing = 1 - live
+        else:
+            limits = self.limits
+            least = limits.least if limits.eager else 0
+            busy = sum(slot.seat is not None and bool(slot.runs) for slot in self.slots)
+            missing = min(max(least, busy + limits.spare if limits.eager else 0), limits.most) - live
+        self._start_some(missing, now, actions)
+
+    def _grow(self, now: float, actions: list[Action[T]]) -> None:
+        """Start one bridge for each ticket that has waited long enough, and that no starting bridge is for yet."""
+        limits = self.limits
+        if self.draining or self.unavailable:
+            return
+        starting = self._seated(Phase.STARTING)
+        live = starting + self._seated(Phase.READY)
+        wanted = 0
+        for ticket in islice(self.waiting, starting, None):
+            if live + wanted >= limits.most:
+                break
+            if live + wanted >= limits.least and ticket.since + limits.grow_after > now:
+                self._watch(ticket.since + limits.grow_after)
+                break
+            wanted += 1
+        self._start_some(wanted, now, actions)
+
+    def _start_some(self, count: int, now: float, actions: list[Action[T]]) -> None:
+        """Start so many, in the seats that may start again; watch for the others."""
+        for slot in self.slots:
+            if count <= 0:
+                return
+            if slot.seat is not None and slot.phase is Phase.EMPTY:
+                if slot.due <= now:
+                    self._start(slot, slot.seat, now, actions)
+                    count -= 1
+                else:
+                    self._watch(slot.due)
+
+    def _shrink(self, now: float, actions: list[Action[T]]) -> None:
+        """Stop bridges that were idle for long, down to the least, and the spare."""
+        limits = self.limits
+        if limits.shrink_after == math.inf or self.draining:
+            return
+        idle = [slot for slot in self.slots if slot.seat is not None and slot.state == "idle" and not slot.retiring]
+        surplus = min(self._seated(Phase.STARTING, Phase.READY) - limits.least, len(idle) - limits.spare)
+        for slot in sorted(idle, key=lambda slot: slot.idle_since)[: max(0, surplus)]:
+            if slot.idle_since + limits.shrink_after <= now:
+                self._stop(slot, Reason.SURPLUS, now, actions)
+            else:
+                self._watch(slot.idle_since + limits.shrink_after)
+
+    # Replacing.
+
+    def _set_wear(self, slot: Slot[T], now: float) -> None:
+        """Draw how long a new bridge may last."""
+        wear = self.limits.wear
+        part = 1.0 - wear.jitter * self._jitter()
+        slot.most_served = max(1.0, wear.requests * part)
+        slot.expires = now + wear.age * part
+        slot.longest_idle = wear.idle * part
+        slot.most_memory = wear.memory * part
+        self._watch(slot.expires)
+        self._watch_idle(slot)
+
+    def _watch_idle(self, slot: Slot[T]) -> None:
+        if slot.served:
+            self._watch(slot.idle_since + slot.longest_idle)
+        self._watch(slot.idle_since + self.limits.shrink_after)
+
+    def _wear_out(self, slot: Slot[T], reason: Reason) -> None:
+        slot.worn = slot.worn or reason
+        self._worn = True
+
+    def _became_idle(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+        slot.idle_since = now
+        if slot.phase is Phase.READY:
+            if slot.retiring or self.draining:
+                self._stop(slot, slot.worn or Reason.DRAINED, now, actions)
+                self._fill(now, actions)
+            else:
+                self._watch_idle(slot)
+
+    def _retire(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+        """It takes no more, and stops as soon as nothing runs on it."""
+        slot.retiring = True
+        if not slot.runs and slot.phase is Phase.READY:
+            self._stop(slot, slot.worn or Reason.RECYCLED, now, actions)
+            self._fill(now, actions)
+
+    def _replace(self, now: float, actions: list[Action[T]]) -> None:
+        """Begin to replace a worn bridge, unless one is being replaced: first those that take no more."""
+        worn = [slot for slot in self.slots if slot.worn and slot.phase is Phase.READY and slot.seat is not None]
+        self._worn = bool(worn)
+        if not worn or self.draining or any(slot.replaces for slot in self.slots):
+            return
+        slot = max(worn, key=lambda slot: slot.retiring)
+        if not self.limits.prewarm:
+            if not any(other.retiring or self._under_way(other, now) for other in self.slots):
+                self._retire(slot, now, actions)
+            return
+        for free in self.slots:
+            if free.seat is None and free.phase is Phase.EMPTY:
+                if free.due <= now:
+                    free.replaces = slot
+                    assert slot.seat is not None
+                    self._start(free, slot.seat, now, actions)
+                else:
+                    self._watch(free.due)
+                return
+
+    def _under_way(self, slot: Slot[T], now: float) -> bool:
+        """Whether a slot with a seat is between two bridges."""
+        if slot.seat is None or slot.phase is Phase.READY:
+            return False
+        return slot.phase is not Phase.EMPTY or (self.limits.eager and slot.seat < self.limits.least)
+
+    def _take_over(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+        """The replacement is ready: the other gives up its seat, and goes when its last request is done."""
+        old = slot.replaces
+        assert old is not None
+        self._hand_over(old, slot)
+        self._retire(old, now, actions)
+
+    def _hand_over(self, old: Slot[T], new: Slot[T]) -> None:
+        new.seat, old.seat = old.seat, None
+        new.replaces = None
+
+    # Time.
+
     def _due(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
         if slot.phase is Phase.READY:
             self._runs_due(slot, now, actions)
+            if slot.phase is Phase.READY:
+                self._wear_due(slot, now)
         elif slot.due <= now:
             if slot.phase is Phase.STARTING:
                 self._stop(slot, Reason.START_TIMEOUT, now, actions)
             elif slot.phase is Phase.STOPPING and slot.step in _NEXT_STEP:
                 self._step(slot, _NEXT_STEP[slot.step], now, actions)
-            elif slot.phase is Phase.EMPTY:
-                self._refill(slot, now, actions)
-        else:
+        elif slot.phase is not Phase.EMPTY:
             self._watch(slot.due)
 
     def _runs_due(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
@@ -448,6 +754,21 @@ class Pool(Generic[T]):
                 self._stop(slot, run.reason, now, actions)
                 return
 
+    def _wear_due(self, slot: Slot[T], now: float) -> None:
+        if slot.worn is not None:
+            return
+        if slot.expires <= now:
+            self._wear_out(slot, Reason.AGE)
+            return
+        self._watch(slot.expires)
+        if not slot.runs and slot.served:
+            if slot.idle_since + slot.longest_idle <= now:
+                self._wear_out(slot, Reason.IDLE)
+            else:
+                self._watch(slot.idle_since + slot.longest_idle)
+
+    # Assigning.
+
     def _assign(self, now: float, actions: list[Action[T]]) -> None:
         """Give waiting tickets to slots, first come first served.
 
@@ -461,13 +782,15 @@ class Pool(Generic[T]):
                 continue
             slot = self._least_loaded(ticket)
             if slot is None:
-                self._start_for_waiting(now, actions)
+                self._grow(now, actions)
                 return
             waiting.popleft()
             run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
             slot.runs[ticket.request_id] = run
             self._watch(run.due)
             actions.append(Send(slot.number, ticket))
+            if self.limits.spare:
+                self._fill(now, actions)
 
     def _least_loaded(self, ticket: T) -> Slot[T] | None:
         best: Slot[T] | None = None
@@ -477,24 +800,6 @@ class Pool(Generic[T]):
                     return slot
                 best = slot
         return best
-
-    def _start_for_waiting(self, now: float, actions: list[Action[T]]) -> None:
-        """Start one bridge for each waiting ticket that no starting bridge is for yet."""
-        starting = sum(slot.phase is Phase.STARTING for slot in self.slots)
-        for slot in self.slots:
-            if starting >= len(self.waiting):
-                return
-            if slot.phase is Phase.EMPTY and slot.due <= now:
-                self._start(slot, now, actions)
-                starting += 1
-
-    def _restart_delay(self, faults: int, *, worked: bool) -> float:
-        """Seconds before the next start: none for a first fault of a bridge that worked, then doubling."""
-        doublings = faults - (2 if worked else 1)
-        if doublings < 0:
-            return 0.0
-        longest = min(self.limits.restart_delay * 2.0 ** min(doublings, 32), self.limits.max_restart_delay)
-        return longest * (0.5 + self._jitter() / 2)
 
 
 def _lateness(run: Run[T]) -> Reason:
