@@ -54,7 +54,7 @@ def _bridge_count(value: object) -> BridgeCount:
             return value
         case int() if value is not True:
             least = most = value
-        case {"min": lower, "max": upper} if len(value) == 2:
+        case {"min": lower, "max": upper, **more} if not more:
             least, most = lower, upper
         case str() if found := _RANGE.fullmatch(value.strip()):
             least, most = int(found[1]), int(found[2] or found[1])
@@ -92,11 +92,12 @@ class RetrySettings(Settings):
 class RecycleSettings(Settings):
     """When a bridge is replaced by a new one, between two requests. Each is off unless set.
 
+    A bridge that reached its limit serves on until its replacement is ready (see `prewarm`), one of a pool at a time.
     Of every limit but `memory_hard` a bridge gets up to `jitter` less, so that a pool never recycles at once.
     Memory is the bridge's own and that of every process below it: what they share is counted once.
     """
 
-    requests: int | None = Field(None, ge=1, le=2**53, description="requests a bridge serves at most")
+    requests: int | None = Field(None, ge=1, le=2**53, description="requests served")
     age: Seconds | None = Field(None, description="seconds after its start")
     idle: Seconds | None = Field(None, description="seconds without a request, of a bridge that served some")
     memory: Bytes | None = Field(None, description="bytes; looked at every memory_interval, acted on between requests")

@@ -7,6 +7,7 @@ their environment and descriptors) properly until a request's command is `misbeh
 import json
 import os
 import resource
+import shlex
 import signal
 import struct
 import subprocess
@@ -164,6 +165,11 @@ def misbehave(request_id):
             os._exit(3)
         case "forks_setsid_sleep":
             write(reply(request_id, subprocess.Popen(["sleep", "1000"], start_new_session=True).pid))
+        case "forks":  # a program of the test's choice
+            write(reply(request_id, subprocess.Popen(shlex.split(argument)).pid))
+        case "leak_and_hang":
+            hoard.append(b"x" * (int(argument) * 1024 * 1024))
+            stall()
         case "leak":
             hoard.append(b"x" * (int(argument or "10") * 1024 * 1024))
             write(reply(request_id, len(hoard)))

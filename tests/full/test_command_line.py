@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -92,6 +93,37 @@ async def test_the_second_signal_ends_it_at_once_and_hands_back_what_ran(rabbitm
     async with running(*WORKER, *here) as successor:
         await successor.said("serving")
         await in_flight(rabbitmq_vhost)
+
+
+async def test_sighup_replaces_the_bridges_by_ones_with_the_configuration_as_it_is_now(
+    rabbitmq_url: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "quaybridge.toml"
+
+    def configure(bridge: str, more: str = "") -> None:
+        table = f'[services.echo]\ncommand = ["{sys.executable}", "-m", "{bridge}"]\nbridges = 1\n{more}'
+        file.write_text(f'broker = "{rabbitmq_url}"\n{table}')
+
+    configure("examples.echo")
+    async with running("worker", "--config", str(file)) as worker:
+        first = psutil.Process(int((await worker.said(r"bridge (\d+) is ready"))[1]))
+        await worker.said("serving")
+        configure("examples.echo", "bridgse = 2")
+        worker.process.send_signal(signal.SIGHUP)
+        await worker.said(r"not reloaded: .*quaybridge.toml: unknown key services.echo.bridgse: did you mean")
+        assert first.is_running()
+        configure("examples.echo", "environment.NEW = '1'")
+        async with running("call", "--broker", rabbitmq_url, "echo", "sleep", "seconds:=1") as call:
+            worker.process.send_signal(signal.SIGHUP)
+            second = psutil.Process(int((await worker.said(r"bridge (\d+) is ready"))[1]))
+            called = await call.ended()
+        assert (called.status, called.out) == (0, "1\n")
+        assert second.environ()["NEW"] == "1"
+        worker.process.send_signal(signal.SIGTERM)
+        ended = await worker.ended()
+    assert ended.status == 0
+    assert f"bridge {first.pid} is replaced: by one with new settings" in ended.err
+    assert not first.is_running()
 
 
 async def test_a_queue_with_other_arguments_ends_a_worker_with_4(rabbitmq_url: str) -> None:

@@ -18,7 +18,7 @@ async def nothing_left() -> AsyncIterator[None]:
     yield
     await until(lambda: set(psutil.Process().children(recursive=True)) <= processes)
     assert asyncio.all_tasks() == {asyncio.current_task()}
-    assert descriptors() <= opened
+    await until(lambda: descriptors() <= opened)  # a thread may be about to close one
 
 
 @pytest.fixture
