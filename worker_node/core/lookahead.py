@@ -21,6 +21,7 @@ class Lookahead:
 
     def __init__(self) -> None:
         self._durations: deque[float] = deque(maxlen=SAMPLES)
+        self._each = 0  # the latest answer, for one slot
 
     def __repr__(self) -> str:
         return f"<Lookahead {len(self._durations)} runs seen>"
@@ -30,10 +31,15 @@ class Lookahead:
         self._durations.append(seconds)
 
     def wanted(self, capacity: int) -> int:
-        """How many requests to hold in waiting for `capacity` places: a power of two for each, or none."""
+        """How many requests to hold in waiting for `capacity` places: a power of two for each, or none.
+
+        It falls at once and rises only by a clear margin. A consumer's prefetch is changed by cancelling it, and what
+        the broker had sent it by then comes again as redelivered, though nobody saw it (tried on 4.0 and 4.3).
+        """
         if len(self._durations) < ENOUGH:
             return 0
         usual = median(self._durations)
         fitting = min(MOST_PER_SLOT, int(BUDGET / usual) if usual > 0 else MOST_PER_SLOT)
-        per_slot = 1 << (fitting.bit_length() - 1) if fitting else 0
-        return capacity * per_slot
+        if fitting < self._each or fitting >= min(4 * self._each, MOST_PER_SLOT):
+            self._each = 1 << (fitting.bit_length() - 1) if fitting else 0
+        return capacity * self._each
