@@ -56,7 +56,16 @@ def test_old_runs_are_forgotten() -> None:
 def test_it_rises_only_by_a_clear_margin() -> None:
     lookahead = watched(*[0.012] * SAMPLES)
     assert lookahead.wanted(1) == 4
-    for seconds, each in [(0.004, 4), (0.012, 4), (0.013, 2), (0.012, 2), (0.006, 8), (0.0015, 32), (0.06, 0), (0.05, 1)]:
+    for seconds, each in [
+        (0.004, 4),
+        (0.012, 4),
+        (0.013, 2),
+        (0.012, 2),
+        (0.006, 8),
+        (0.0015, 32),
+        (0.06, 0),
+        (0.05, 1),
+    ]:
         for _ in range(SAMPLES):
             lookahead.ran(seconds)
         assert lookahead.wanted(1) == each, seconds

@@ -1,0 +1,52 @@
+"""What the documents say about settings is what the settings say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from worker_node.settings import NodeSettings, ServiceSettings
+
+WORKER = (Path(__file__).parents[2] / "docs" / "worker.md").read_text()
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The settings of a model, those of its tables too."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def documented(heading: str) -> dict[str, str]:
+    """The keys in the table under a heading, with their defaults."""
+    section = WORKER.split(f"### `{heading}`\n")[1].split("\n#")[0]
+    return dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]*) \|", section, re.MULTILINE))
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert list(documented("[node]")) == [key for key in keys(NodeSettings) if key != "services"]
+    assert sorted(documented("[services.NAME]")) == sorted(key for key in keys(ServiceSettings) if key != "name")
+
+
+def test_the_documented_defaults_are_the_defaults() -> None:
+    settings = ServiceSettings(name="echo", command=("program",))
+    for key, said in documented("[services.NAME]").items():
+        value: object = settings
+        for name in key.split("."):
+            value = getattr(value, name)
+        match said:
+            case "required" | "one for each CPU" | "the node's own":
+                continue
+            case "off" | "none":
+                assert not value, key
+            case "16 MiB":
+                assert value == 16 * 2**20
+            case "true" | "false":
+                assert value is (said == "true"), key
+            case _:
+                assert value == (said.strip('`"') if isinstance(value, str) else float(said)), key
