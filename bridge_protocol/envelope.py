@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import PROTOCOL_VERSION
@@ -26,6 +26,8 @@ SESSION = "session"
 SESSION_EPOCH = "session-epoch"
 ATTEMPT = "attempt"
 TRACEPARENT = "traceparent"
+FIRST_FAILED = "first-failed"
+REPLAYS = "replays"
 NODE = "node"
 REDELIVERED = "redelivered"
 
@@ -35,6 +37,10 @@ _REPLY_TO = re.compile(
     r"amq\.rabbitmq\.reply-to\.[!-~]{1,230}|amq\.gen-[!-~]{1,230}|quaybridge\.reply\.[A-Za-z0-9_.-]{1,200}"
 )
 _MESSAGE_ID = re.compile(r"[!-~]{1,128}")
+_TRACEPARENT = re.compile(r"[!-~]{1,128}")  # W3C's has 55
+# A moment before 1973 in milliseconds is one that was given in seconds.
+_LEAST_MOMENT, _MOST_MOMENT = 10**11, 10**14
+_MOST_REPLAYS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,17 @@ class Properties:
     headers: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What became of a request so far: when it first failed, in Unix milliseconds, and how often it was replayed."""
+
+    first_failed: int | None = None
+    replays: int = 0
+
+
+NO_HISTORY = History()
+
+
 def request_properties(
     *,
     message_id: str | None,
@@ -62,6 +79,7 @@ def request_properties(
     deadline: int | None = None,
     attempt: int = 1,
     traceparent: str | None = None,
+    history: History = NO_HISTORY,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default."""
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
@@ -71,6 +89,10 @@ def request_properties(
         headers[ATTEMPT] = attempt
     if traceparent is not None:
         headers[TRACEPARENT] = traceparent
+    if history.first_failed is not None:
+        headers[FIRST_FAILED] = history.first_failed
+    if history.replays:
+        headers[REPLAYS] = history.replays
     return Properties(
         message_id=message_id,
         correlation_id=correlation_id or message_id,
@@ -109,26 +131,27 @@ def message_id_problem(message_id: str | None) -> str | None:
     return "message_id must be 1 … 128 printable ASCII characters without spaces"
 
 
-def dead_letter_properties(
-    request: Properties, *, code: Code, error: str, attempt: int, node: str, service: str, details: str, moment: str
-) -> Properties:
-    """The envelope of a dead letter: the request's own identity, and what became of it.
+def read_history(headers: Mapping[str, Any], now: int | None) -> History:
+    """The history in a request's headers. Nodes write it, but anyone can: what makes no sense counts as none.
 
-    `details` is JSON text, `moment` RFC 3339. Nothing is copied from the request but what is named here.
+    `now` in Unix milliseconds: nothing has failed later than that.
     """
-    headers: dict[str, Any] = {
-        PROTOCOL: PROTOCOL_VERSION,
-        ATTEMPT: attempt,
-        NODE: node,
-        "service": service,
-        "code": code.value,
-        "error": error,
-        "details": details,
-        "time": moment,
-    }
-    return Properties(
-        message_id=request.message_id,
-        correlation_id=request.correlation_id,
-        type=request.type,
-        headers=headers,
+    first_failed, replays = headers.get(FIRST_FAILED), headers.get(REPLAYS)
+    return History(
+        first_failed=first_failed if _is_moment(first_failed, now) else None,
+        replays=min(replays, _MOST_REPLAYS) if _is_integer(replays) and replays > 0 else 0,
     )
+
+
+def read_traceparent(headers: Mapping[str, Any]) -> str | None:
+    """The traceparent in a message's headers; None if it has none that could be sent on."""
+    traceparent = headers.get(TRACEPARENT)
+    return traceparent if isinstance(traceparent, str) and _TRACEPARENT.fullmatch(traceparent) else None
+
+
+def _is_moment(value: object, now: int | None) -> TypeGuard[int]:
+    return _is_integer(value) and _LEAST_MOMENT <= value <= (_MOST_MOMENT if now is None else now)
+
+
+def _is_integer(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -140,6 +140,20 @@ def with_attempt(payload: bytes, attempt: int) -> bytes:
     return b'{"attempt":%d,%s' % (attempt, payload[1:])
 
 
+def with_deadline(payload: bytes, deadline: int | None) -> bytes:
+    """`payload`, the body of a request, with `deadline` (None: no deadline) in place of the one it has.
+
+    As it is, byte for byte, if it has none or is no JSON object; else encoded anew.
+    """
+    try:
+        body = codec.decode(payload)
+    except FrameError:
+        return payload
+    if body.pop("deadline", None) is None:
+        return payload
+    return codec.encode(body if deadline is None else {**body, "deadline": deadline})
+
+
 def decode_request(payload: bytes | bytearray) -> Request:
     """The request in `payload`. Raises FrameError."""
     return read_request(codec.decode(payload))

@@ -223,9 +223,9 @@ class Dispatcher:
         if run.reason is not None:
             self._fail(run.ticket, run.reason, bridge)
         elif isinstance(message, messages.Result):
-            self.settlement.succeed(self._case(run.ticket), payload)
+            self.settlement.succeed(self._case(run.ticket, slot), payload)
         else:
-            self.settlement.fail(self._case(run.ticket), _application_error(message), payload)
+            self.settlement.fail(self._case(run.ticket, slot), _application_error(message), payload)
 
     def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
         if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
@@ -438,7 +438,7 @@ class Dispatcher:
         )
         if trouble is not None and reason in (Reason.CRASHED, Reason.VIOLATION):
             fault = trouble
-        self.settlement.fail(self._case(work), fault)
+        self.settlement.fail(self._case(work, None if bridge is None else bridge.slot), fault)
 
     def _message(self, reason: Reason, *, ran: bool) -> str:
         match reason:
@@ -456,13 +456,14 @@ class Dispatcher:
             case _:
                 return f"its bridge is gone: {reason}"
 
-    def _case(self, work: Work) -> Case:
+    def _case(self, work: Work, slot: int | None) -> Case:
         return Case(
             delivery=work.delivery,
             attempt=work.attempt,
             request_id=work.request_id,
             command=work.command,
             remaining=work.deadline - self._loop.time(),
+            slot=slot,
         )
 
     def _log_stderr(self, bridge: Bridge, line: str) -> None:
@@ -539,10 +540,11 @@ _CODES = {
 
 def _application_error(failure: messages.Failure) -> Fault:
     info = failure.info or messages.ErrorInfo()
+    said = {name: text for name, text in (("type", info.type), ("traceback", info.traceback)) if text}
     return Fault(
         code=Code.APPLICATION_ERROR,
         message=failure.error,
-        details=dict(info.details),
+        details={**said, **info.details},
         retryable=info.retryable,
         retry_after=info.retry_after,
     )

@@ -8,22 +8,23 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
-from bridge_protocol import codec, messages, topology
+from bridge_protocol import messages, topology
+from bridge_protocol.dead_letter import dead_letter
 from bridge_protocol.envelope import (
     DEADLINE,
     DIRECT_REPLY_TO,
     RESULT,
-    TRACEPARENT,
-    dead_letter_properties,
+    History,
     message_id_problem,
+    read_history,
+    read_traceparent,
     reply_properties,
     request_properties,
 )
 from bridge_protocol.errors import Code, CodedError
-from bridge_protocol.messages import command_problem
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
 from worker_node.core.admission import reply_address
@@ -32,8 +33,6 @@ from worker_node.stderr import printable
 
 PAUSE = 1.0  # seconds before a publish that failed is tried again
 LONGEST_SHOWN = 500  # characters of somebody else's text in a log line
-LONGEST_ERROR = 2048  # characters of it in a dead letter's header
-LONGEST_DETAILS = 16 * 1024  # bytes of JSON in a dead letter's header; all headers together have 32 KiB
 
 logger = logging.getLogger("quaybridge.node")
 
@@ -61,6 +60,7 @@ class Case:
     request_id: int | None
     command: str
     remaining: float  # seconds until its deadline, when it came to its end
+    slot: int | None = None  # where it ran, if it did
 
 
 class Settlement:
@@ -160,7 +160,9 @@ class Settlement:
     def _retry(self, delivery: Delivery, delay: int, attempt: int) -> Message:
         old = delivery.properties
         exchange, key = topology.delay_route(self._service, delay)
-        deadline, traceparent = old.headers.get(DEADLINE), old.headers.get(TRACEPARENT)
+        deadline = old.headers.get(DEADLINE)
+        now = int(self._wall() * 1000)
+        history = read_history(old.headers, now)
         properties = request_properties(
             message_id=old.message_id,
             correlation_id=old.correlation_id,
@@ -168,36 +170,30 @@ class Settlement:
             reply_to=reply_address(old),
             deadline=deadline if isinstance(deadline, int) else None,
             attempt=attempt,
-            traceparent=traceparent if isinstance(traceparent, str) else None,
+            traceparent=read_traceparent(old.headers),
+            history=History(first_failed=history.first_failed or now, replays=history.replays),
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 
     def _dead_letter(self, case: Case, fault: Fault) -> Message:
         self.counts.dead += 1
-        details = codec.encode(fault.details)
-        if len(details) > LONGEST_DETAILS:
-            details = codec.encode({"omitted": f"{len(details):,} bytes of details"})
-        old = case.delivery.properties
-        properties = dead_letter_properties(
-            replace(
-                old,
-                message_id=_usable(old.message_id),
-                correlation_id=_usable(old.correlation_id),
-                type=None if old.type is None or command_problem(old.type) else old.type,
-            ),
+        letter = dead_letter(
+            case.delivery.properties,
+            case.delivery.body,
+            service=self._service,
             code=fault.code,
-            error=fault.message[:LONGEST_ERROR],
+            error=fault.message,
             attempt=case.attempt,
             node=self._node,
-            service=self._service,
-            details=details.decode(),
-            moment=messages.format_timestamp(self._wall()),
+            slot=case.slot,
+            details=fault.details,
+            now=self._wall(),
         )
         return Message(
             exchange=topology.EXCHANGE,
             routing_key=topology.dead_letter_key(self._service),
-            body=case.delivery.body,
-            properties=properties,
+            body=letter.body,
+            properties=letter.properties(),
         )
 
     def _parked(self, reply: Message) -> Message:

@@ -1,4 +1,4 @@
-"""The properties and headers of requests, replies and dead letters: those named, and never anything else."""
+"""The properties and headers of requests and replies: those named, and never anything else."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from bridge_protocol import envelope
 from bridge_protocol.envelope import (
+    History,
     Properties,
-    dead_letter_properties,
     message_id_problem,
+    read_history,
+    read_traceparent,
     reply_properties,
     reply_to_problem,
     request_properties,
@@ -18,7 +20,16 @@ from bridge_protocol.envelope import (
 from bridge_protocol.errors import Code
 from bridge_protocol.topology import REPLY_PREFIX
 
-REQUEST_HEADERS = {"protocol", "deadline", "session", "session-epoch", "attempt", "traceparent"}
+REQUEST_HEADERS = {
+    "protocol",
+    "deadline",
+    "session",
+    "session-epoch",
+    "attempt",
+    "traceparent",
+    "first-failed",
+    "replays",
+}
 
 
 def test_a_request_with_the_least() -> None:
@@ -72,45 +83,28 @@ def test_no_code_passes_for_a_result() -> None:
     assert "result" not in set(Code)
 
 
-def test_a_dead_letter_keeps_the_requests_identity_and_nothing_else_of_it() -> None:
-    request = Properties(
-        message_id="m1",
-        correlation_id="c1",
-        reply_to="quaybridge.reply.victim",
-        type="echo",
-        content_type="text/html",
-        content_encoding="gzip",
-        delivery_mode=1,
-        priority=9,
-        expiration="5",
-        headers={"CC": ["victim"], "BCC": ["victim"], "x-delivery-count": 99, "attempt": 7, "node": "forged"},
-    )
-    letter = dead_letter_properties(
-        request,
-        code=Code.BRIDGE_CRASHED,
-        error="signal 9",
-        attempt=3,
-        node="n1",
-        service="echo",
-        details="{}",
-        moment="2024-05-01T12:00:00.000Z",
-    )
-    assert letter == Properties(
-        message_id="m1",
-        correlation_id="c1",
-        type="echo",
-        headers={
-            "protocol": 1,
-            "attempt": 3,
-            "node": "n1",
-            "service": "echo",
-            "code": "bridge_crashed",
-            "error": "signal 9",
-            "details": "{}",
-            "time": "2024-05-01T12:00:00.000Z",
-        },
-    )
-    assert type(letter.headers["code"]) is str
+def test_a_request_that_failed_before_or_was_replayed_says_so() -> None:
+    history = History(first_failed=1_714_564_800_000, replays=2)
+    headers = request_properties(message_id="m1", command="echo", history=history).headers
+    assert headers == {"protocol": 1, "first-failed": 1_714_564_800_000, "replays": 2}
+    assert read_history(headers, 1_714_564_800_000) == history
+
+
+@pytest.mark.parametrize("nonsense", [-1, 0, True, 1.5, "1", None, [], 1_714_564_800, 1_714_564_800_001, 2**63 - 1])
+def test_a_first_failure_that_makes_no_sense_counts_as_none(nonsense: object) -> None:
+    assert read_history({"first-failed": nonsense}, 1_714_564_800_000) == History()
+
+
+@pytest.mark.parametrize("nonsense", [-1, 0, True, 1.5, "1", None, []])
+def test_replays_that_make_no_sense_count_as_none_and_too_many_as_the_most(nonsense: object) -> None:
+    assert read_history({"replays": nonsense}, None) == History()
+    assert read_history({"replays": 2**62}, None).replays == 1_000_000
+
+
+@pytest.mark.parametrize("nonsense", [None, 1, "", "a b", "a\n", "é", "x" * 129])
+def test_a_traceparent_that_could_not_be_sent_on_is_none(nonsense: object) -> None:
+    assert read_traceparent({"traceparent": nonsense}) is None
+    assert read_traceparent({"traceparent": "00-ab-cd-01"}) == "00-ab-cd-01"
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from bridge_protocol.envelope import ATTEMPT, DEADLINE, TRACEPARENT, Properties, request_properties
+from bridge_protocol.envelope import ATTEMPT, DEADLINE, TRACEPARENT, History, Properties, request_properties
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import Failure, Request, decode_message, encode_request, encode_result
 from bridge_protocol.topology import EXCHANGE, service_topology, shared_topology
 from broker.contract import Channel, Delivery, Message
-from broker.limits import MAX_BODY, MAX_HEADERS, check_message
+from broker.limits import MAX_BODY, check_message
 from broker.link import Link
 from broker.memory import MemoryBroker
 from worker_node import settlement as module
@@ -241,7 +241,13 @@ async def test_a_crash_is_published_for_another_try_and_then_acked(bench: Bench)
     assert retry.body == BODY
     assert retry.properties == replace(
         delivery.properties,
-        headers={"protocol": 1, ATTEMPT: 2, DEADLINE: deadline, TRACEPARENT: "00-abc-def-01"},
+        headers={
+            "protocol": 1,
+            ATTEMPT: 2,
+            DEADLINE: deadline,
+            TRACEPARENT: "00-abc-def-01",
+            "first-failed": 1_700_000_000_000,
+        },
     )
     assert bench.unacked == 0
     assert bench.replies.empty()
@@ -283,6 +289,7 @@ async def test_the_last_crash_is_a_failure_and_a_dead_letter_that_says_all_of_it
             "code": "bridge_crashed",
             "error": "it fell over",
             "details": '{"exit_code":3}',
+            "first-time": "2023-11-14T22:13:20.000Z",
             "time": "2023-11-14T22:13:20.000Z",
         },
     )
@@ -342,18 +349,42 @@ async def test_nothing_of_a_requests_headers_is_copied(bench: Bench, attempt: in
     assert (bench.ready, bench.unacked) == (0, 0)
 
 
-async def test_large_details_are_left_out_of_a_dead_letter_and_long_errors_cut(bench: Bench) -> None:
-    fault = Fault(code=Code.BRIDGE_CRASHED, message="€" * 100_000, details={"stderr": ["x" * 20_000]})
+async def test_a_request_that_is_retried_keeps_when_it_first_failed_and_how_often_it_was_replayed(bench: Bench) -> None:
+    delivery = await bench.request(history=History(first_failed=1_600_000_000_000, replays=2))
+    bench.settlement.fail(case(delivery, attempt=2), CRASHED)
+    bench.settlement.fail(replace(case(delivery, attempt=3), slot=5), CRASHED)
+    await turns()
+    (retry,) = bench.broker.messages("quaybridge.delay.2")
+    assert (retry.properties.headers["first-failed"], retry.properties.headers["replays"]) == (1_600_000_000_000, 2)
+    headers = bench.broker.messages(DEAD)[0].properties.headers
+    assert headers["first-time"] == "2020-09-13T12:26:40.000Z"
+    assert headers["time"] == "2023-11-14T22:13:20.000Z"
+    assert (headers["replays"], headers["slot"]) == (2, 5)
+
+
+@pytest.mark.parametrize("traceparent", ["x" * 40_000, "a b", 7])
+async def test_a_traceparent_that_could_not_be_sent_on_costs_no_request_its_retry(
+    bench: Bench, traceparent: object
+) -> None:
+    delivery = await bench.request()
+    headers = {**delivery.properties.headers, TRACEPARENT: traceparent}
+    delivery = replace(delivery, properties=replace(delivery.properties, headers=headers))
+    bench.settlement.fail(case(delivery), CRASHED)
+    await bench.settled()
+    (retry,) = bench.broker.messages("quaybridge.delay.0")
+    assert TRACEPARENT not in retry.properties.headers
+    assert not bench.broker.messages(DEAD)
+
+
+async def test_long_errors_and_large_details_are_cut_in_a_dead_letter_alone(bench: Bench) -> None:
+    fault = Fault(code=Code.BRIDGE_CRASHED, message="\U0001f4a5" * 100_000, details={"stderr": ["x" * 20_000]})
     bench.settlement.fail(case(await bench.request(), attempt=3), fault)
-    assert failure(await bench.reply()).error == "€" * 100_000  # a body has room for it
+    assert failure(await bench.reply()).error == fault.message  # a body has room for it
     await bench.settled()
     (letter,) = bench.broker.messages(DEAD)
     check_message(letter)
-    headers = letter.properties.headers
-    assert headers["error"] == "€" * module.LONGEST_ERROR
-    assert json.loads(headers["details"]) == {"omitted": "20,015 bytes of details"}
-    worst = 3 * module.LONGEST_ERROR + module.LONGEST_DETAILS
-    assert worst < MAX_HEADERS
+    assert letter.properties.headers["error"] == "\U0001f4a5" * 2048
+    assert json.loads(letter.properties.headers["details"]) == {"omitted": "20,015 bytes of details"}
 
 
 # Deliveries that are no longer ours.
