@@ -212,6 +212,7 @@ def export(
 
         if file is None:
             await _write_records(look, chosen, sys.stdout.buffer)
+            _check_whole(look)
             return
         try:
             with _whole_file(file) as part:
@@ -219,6 +220,7 @@ def export(
         except OSError as error:
             raise SettingsError(f"{str(file)!r} cannot be written: {error.strerror}: name another file") from None
         _note(f"{count:,} letters written to {file}")
+        _check_whole(look)
 
     _run(service, work, broker=broker, config=config, verbose=verbose)
 
@@ -242,7 +244,7 @@ def _whole_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 async def _write_records(look: Look, chosen: LetterFilter, output: IO[bytes]) -> int:
-    """Write the chosen letters to `output`, page by page; how many they were. Fails if some could not be seen."""
+    """Write the chosen letters to `output`, page by page; how many they were."""
     from quaybridge.letter_record import line, record
 
     count = 0
@@ -273,7 +275,7 @@ def _run(
     config: Path | None,
     verbose: bool,
 ) -> None:
-    """Do `work` with a look at the service's dead letters; say so if it did not get to see them all."""
+    """Do `work` with a look at the service's dead letters."""
     from bridge_protocol.topology import service_name_problem
 
     if problem := service_name_problem(service):
@@ -284,6 +286,7 @@ def _run(
 
 
 async def _look(broker: Broker, service: str, work: Callable[[Look], Coroutine[Any, Any, None]]) -> None:
+    """Do `work` with a look; say so if it did not get to see all the letters."""
     from quaybridge.dead_letters import looking
 
     async with looking(broker, service) as look:
@@ -351,6 +354,12 @@ def _missing(ids: Iterable[str], look: Look) -> str:
     return (
         f"no letter {', '.join(sorted(ids))} among the {look.seen:,} in {look.queue}: `dead list` shows which there are"
     )
+
+
+def _check_whole(look: Look) -> None:
+    """A copy that is not of all the letters is no success: see `_look` for what is said of it."""
+    if look.missed:
+        raise typer.Exit(ExitStatus.FAILED)
 
 
 def _note(text: str) -> None:

@@ -16,6 +16,8 @@ from bridge_protocol.errors import QuaybridgeError
 from quaybridge.exit_status import ExitStatus, explained
 from quaybridge.logs import LogLevel, log_to_stderr
 
+CONTAINER_STOP_TIMEOUT = 10.0  # seconds after which Docker kills, by default
+
 if TYPE_CHECKING:
     from types import FrameType
 
@@ -84,7 +86,22 @@ def worker(
         settings, configuration = read()
         addresses = configuration.broker()
         log_to_stderr(log_level)
+        if advice := stop_advice(settings.drain_timeout, os.getpid()):
+            logger.warning(advice)
         asyncio.run(_serve(settings, addresses, configuration.health_file(), reread=lambda: read()[0]))
+
+
+def stop_advice(drain_timeout: float, pid: int) -> str | None:
+    """What to say of a drain that may outlast what its container is given to stop; None: nothing.
+
+    A container's first process cannot know how long that is: 10 s by default in Docker, 30 s in Kubernetes.
+    """
+    if pid != 1 or drain_timeout < CONTAINER_STOP_TIMEOUT:
+        return None
+    return (
+        f"node.drain_timeout is {drain_timeout:g} s: give this container longer than that to stop "
+        "(stop_grace_period, docker stop --time, terminationGracePeriodSeconds), or requests will run twice"
+    )
 
 
 def _end_at_once(number: int, frame: FrameType | None) -> None:

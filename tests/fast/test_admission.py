@@ -241,7 +241,7 @@ def test_a_deadline_that_has_passed_is_for_the_pool_to_judge() -> None:
     assert admitted(headers={DEADLINE: 10**11}).deadline == 10**11
 
 
-@pytest.mark.parametrize("deadline", ["1700000000000", 1.7e12, True, [NOW], {"deep": [1]}, b"17"])
+@pytest.mark.parametrize("deadline", ["1700000000000", 1.7e12, True, [NOW], {"deep": [1]}, b"17", None])
 def test_a_deadline_of_the_wrong_type_is_refused(deadline: Any) -> None:
     assert "Unix milliseconds" in refusal(headers={DEADLINE: deadline})
 

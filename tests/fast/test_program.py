@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from quaybridge.command_worker import stop_advice
 from quaybridge.program import program_problem
 from worker_node.settings import ServiceSettings
 
@@ -61,3 +62,12 @@ def test_names_no_environment_can_hold(name: str) -> None:
     service = ServiceSettings(name="a", command=("sh",), environment={name: "x"})
     told = program_problem(service, {"PATH": "/bin:/usr/bin"}) or ""
     assert told.startswith(f"{name!r} is no name for a variable: correct services.a.environment")
+
+
+@pytest.mark.parametrize(
+    ("drain_timeout", "pid", "advised"), [(30, 1, True), (10, 1, True), (9, 1, False), (30, 2, False)]
+)
+def test_a_container_needs_more_time_to_stop_than_its_worker(drain_timeout: float, pid: int, advised: bool) -> None:
+    advice = stop_advice(drain_timeout, pid)
+    assert (advice is not None) is advised
+    assert advice is None or f"node.drain_timeout is {drain_timeout} s: give this container longer" in advice

@@ -40,7 +40,7 @@ def url(server: socket.socket) -> str:
 async def test_help_lists_the_commands_and_what_the_exit_statuses_mean() -> None:
     ended = await run("--help")
     assert ended.status == 0
-    for word in ("worker", "call", "publish", "demo", "Exit status: 0 done", "130 interrupted"):
+    for word in ("worker", "call", "publish", "dead", "demo", "Exit status: 0 done", "130 interrupted"):
         assert word in ended.out
     for command in ("worker", "call", "publish", "demo"):
         ended = await run(command, "--help")
@@ -80,6 +80,17 @@ USAGE = [
     (["call", "echo", "echo", "--args", "[]"], "should be a JSON object"),
     (["call", "echo", "echo", "--timeout", "0"], "--timeout"),
     (["call", "echo", "echo", "--broker", "amqp://10.1.1.1/"], "user guest is for this machine only"),
+    (["dead", "list"], "service"),
+    (["dead", "list", "Echo"], "no service name"),
+    (["dead", "list", "control"], "reserved"),
+    (["dead", "list", "echo", "--code", "bridge_crash"], "did you mean bridge_crashed?"),
+    (["dead", "list", "echo", "--older-than", "soon"], "write 90s, 15m, 2h, 7d or 1w"),
+    (["dead", "list", "echo", "--limit", "0"], "--limit"),
+    (["dead", "show", "echo"], "id"),
+    (["dead", "replay", "echo"], "say which: some IDs, or --all"),
+    (["dead", "replay", "echo", "m1", "--all"], "say which: some IDs, or --all"),
+    (["dead", "replay", "echo", "m1", "--timeout", "0"], "--timeout"),
+    (["dead", "purge", "echo", "--broker", "http://a:hunter2@b"], "must be amqp or amqps"),
     (["publish", "echo", "echo", "--broker", "amqp://a:hunter2@b:x/"], "the port of a broker URL must be a number"),
 ]
 
@@ -107,6 +118,14 @@ async def test_a_broker_that_is_not_there_ends_with_3(command: str, closed: str,
         assert ended.err.startswith("broker_unavailable: cannot connect to amqp://user:***@127.0.0.1:")
         assert ended.err.count("\n") == 1
         assert "hunter2" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["list", "export", "purge"])
+async def test_dead_letters_of_a_broker_that_is_not_there_end_with_3(command: str, closed: str) -> None:
+    ended = await run("dead", command, "echo", "--broker", closed)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (3, "", 1)
+    assert "cannot be reached" in ended.err
+    assert "hunter2" not in ended.err
 
 
 async def test_the_environment_and_the_file_name_the_broker(tmp_path: Path, closed: str) -> None:

@@ -103,7 +103,7 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
     if version != messages.PROTOCOL_VERSION or isinstance(version, bool):
         return f"protocol {_shown(version)} is not spoken here: this node speaks {messages.PROTOCOL_VERSION}"
     deadline = headers.get(DEADLINE, request.deadline)
-    if deadline is not None:
+    if deadline is not None or DEADLINE in headers:  # a header that cannot be read is None
         if not isinstance(deadline, int) or isinstance(deadline, bool):
             return f"the deadline must be Unix milliseconds, not {_shown(deadline)}"
         if not _LEAST_DEADLINE <= deadline <= _MOST_DEADLINE:
