@@ -26,7 +26,6 @@ DEFAULT_LIMIT = 16 * 1024 * 1024
 LIMIT_CEILING = 128 * 1024 * 1024
 
 _OPEN_BRACE = 0x7B
-_TEXT = frozenset(b"\t\n\r" + bytes(range(0x20, 0x7F)))
 
 
 def encode_frame(payload: bytes | bytearray, limit: int = DEFAULT_LIMIT) -> bytes:
@@ -70,6 +69,18 @@ class FrameDecoder:
         """Whether a frame has begun and not ended."""
         return self._body is not None or self._position < len(self._chunk)
 
+    def begun(self) -> tuple[bytes, int | None]:
+        """Of the frame that has begun: what came of its payload, and how many bytes are missing.
+
+        Without a number what came is of the length: that is not whole itself.
+        """
+        if self._body is not None:
+            return bytes(self._body[: self._filled]), len(self._body) - self._filled
+        waiting = self._chunk[self._position :]
+        if len(waiting) < HEADER_SIZE:
+            return waiting, None
+        return b"", int.from_bytes(waiting[:HEADER_SIZE], "big")
+
     def receive(self, data: bytes) -> None:
         """Take what was read. Call `next` until it gives None before the next `receive`."""
         self._raise_error()
@@ -100,8 +111,6 @@ class FrameDecoder:
         size = int.from_bytes(chunk[start : start + HEADER_SIZE], "big")
         if size > self.limit:
             detail = f"a length of {size:,} bytes, the limit is {self.limit:,}"
-            if _TEXT.issuperset(chunk[start : start + HEADER_SIZE]):
-                detail += " (looks like text: did the program print to stdout, or is its stderr merged into it?)"
             raise self._fail(FrameKind.FRAME_TOO_LARGE, detail, start)
         if size == 0:
             raise self._fail(FrameKind.EMPTY_FRAME, "a length of 0", start)

@@ -94,10 +94,19 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stacks:
+    """On `signal` the process `pid`, the bridge or one it started, writes its threads' stacks to stderr."""
+
+    pid: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Capabilities:
     """What a bridge claims in `result.capabilities` of its handshake; a bridge that claims nothing has these.
 
-    `concurrency` is the number of requests it takes at once, `commands` their names where it lists them.
+    `concurrency` is the number of requests it takes at once, `commands` their names where it lists them, `stacks`
+    how to ask where it hangs: `{"pid": 1234, "signal": 64}`.
     """
 
     protocol: int = 0
@@ -106,6 +115,7 @@ class Capabilities:
     stream: bool = False
     shutdown: bool = False
     commands: tuple[str, ...] = ()
+    stacks: Stacks | None = None
 
 
 def format_timestamp(seconds: float) -> str:
@@ -290,6 +300,7 @@ def read_capabilities(result: Any) -> Capabilities:
         stream=claimed.get("stream") is True,
         shutdown=claimed.get("shutdown") is True,
         commands=tuple(c for c in commands if isinstance(c, str)) if isinstance(commands, list) else (),
+        stacks=_stacks(claimed.get("stacks")),
     )
 
 
@@ -302,6 +313,15 @@ def command_problem(command: str) -> str | None:
     if len(command.encode()) > MAX_COMMAND_BYTES:
         return f"a command has at most {MAX_COMMAND_BYTES} bytes"
     return None
+
+
+def _stacks(value: Any) -> Stacks | None:
+    if not isinstance(value, dict):
+        return None
+    pid, number = value.get("pid"), value.get("signal")
+    if not (_is_integer(pid) and 0 < pid < 2**31 and _is_integer(number) and 0 < number <= 64):
+        return None
+    return Stacks(pid=pid, signal=number)
 
 
 def _error_info(value: Any) -> ErrorInfo | None:

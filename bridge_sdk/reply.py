@@ -56,9 +56,11 @@ def failure_frame(request_id: int, error: BaseException, limit: int) -> bytes:
         return encode_frame(encode_failure(request_id, text, info=said, timestamp=_now()))
 
 
-def cancelled_frame(request_id: int) -> bytes:
-    """The one final reply of a request that was cancelled."""
-    info = ErrorInfo(type="Cancelled", message="the request was cancelled")
+def cancelled_frame(request_id: int, cancelled: BaseException | None = None) -> bytes:
+    """The one final reply of a request that was cancelled. `cancelled`: what was raised in it, if it ran: it tells
+    where that was."""
+    traceback = _traceback(cancelled) if cancelled is not None else None
+    info = ErrorInfo(type="Cancelled", message="the request was cancelled", traceback=traceback)
     return encode_frame(encode_failure(request_id, CANCELLED, info=info, timestamp=_now()))
 
 

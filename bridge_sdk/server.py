@@ -14,6 +14,7 @@ from bridge_sdk.command import Command
 from bridge_sdk.errors import Cancelled
 from bridge_sdk.inbox import Inbox
 from bridge_sdk.reply import cancelled_frame, failure_frame, result_frame, unknown_command, unreadable_frame
+from bridge_sdk.stacks import answer_requests
 from bridge_sdk.stdio import Stdio
 from bridge_sdk.watcher import READ_SIZE, Watcher
 
@@ -31,6 +32,7 @@ class Server:
         self._inbox = Inbox()
         # A node keeps to the concurrency, so that at most this many requests wait beside the one that runs.
         self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency)
+        self._stacks = answer_requests()
         self._ended = False
 
     def serve(self) -> None:
@@ -94,8 +96,8 @@ class Server:
             arguments = command.parameters.bind(request.args)
             result = self._watcher.call(request, command.function, arguments)
             return result_frame(request.id, result, self._limit)
-        except Cancelled:
-            return cancelled_frame(request.id)
+        except Cancelled as cancelled:
+            return cancelled_frame(request.id, cancelled)
         except SystemExit:
             raise
         except BaseException as error:  # noqa: BLE001  (whatever a command raises is its answer)
@@ -124,6 +126,7 @@ class Server:
             "stream": False,
             "shutdown": True,
             "commands": sorted(self._commands),
+            "stacks": self._stacks,
         }
 
     def _send(self, frame: bytes) -> None:

@@ -4,6 +4,9 @@
     after    0 /dev/null            1 the same as 2, stderr
              source: a private copy of 0, sink: a private copy of 1; no program the bridge starts inherits them
 
+A node may offer a private pair of descriptors instead (QUAYBRIDGE_PROTOCOL_FDS, "7,8"). Then that is what is
+claimed, and standard input and output are left as they are: the node reads no frames there.
+
 From then on `print`, a C library's `puts` and the output of child processes land on stderr, where they do no
 harm: not one byte that is no frame can reach the node. Descriptors belong to the process, so this happens once
 in its life, and what was claimed is kept here.
@@ -18,6 +21,7 @@ import sys
 from dataclasses import dataclass
 
 MARK = "QUAYBRIDGE_BRIDGE"
+PROTOCOL_FDS = "QUAYBRIDGE_PROTOCOL_FDS"
 
 _PR_SET_PDEATHSIG = 1
 _claimed: Stdio | None = None
@@ -42,7 +46,9 @@ def claim_if_marked() -> None:
 
 
 def claim() -> Stdio:
-    """Claim descriptors 0 and 1. Does it once: later calls return the same. Raises ValueError outside the main thread.
+    """Claim descriptors 0 and 1, or those that are offered. Does it once: later calls return the same.
+
+    Raises ValueError outside the main thread, or if what is offered is no pair of open descriptors.
 
     From here on the process is a bridge: it ignores SIGINT (and so do the programs it starts), because Ctrl-C at a
     terminal belongs to the node, which then stops its bridges in order. SIGTERM keeps its default: the process ends
@@ -51,20 +57,39 @@ def claim() -> Stdio:
     global _claimed
     if _claimed is None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        null = os.open(os.devnull, os.O_RDWR)  # takes the place of stderr if that is closed
-        _claimed = Stdio(source=os.dup(0), sink=os.dup(1))  # os.dup: not inheritable
+        offered = os.environ.pop(PROTOCOL_FDS, "")
+        _claimed = _offered(offered) if offered else _standard()
         os.register_at_fork(after_in_child=_forget)
-        os.dup2(null, 0)
-        os.dup2(2, 1)
-        if null == 2:
-            os.set_inheritable(null, True)
-        else:
-            os.close(null)
         if isinstance(sys.stdout, io.TextIOWrapper):
             # Like stderr: by the line, and never failing on what its encoding lacks. What was printed before and
             # is still in the buffer goes to stderr too.
             sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     return _claimed
+
+
+def _standard() -> Stdio:
+    null = os.open(os.devnull, os.O_RDWR)  # takes the place of stderr if that is closed
+    taken = Stdio(source=os.dup(0), sink=os.dup(1))  # os.dup: not inheritable
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    if null == 2:
+        os.set_inheritable(null, True)
+    else:
+        os.close(null)
+    return taken
+
+
+def _offered(pair: str) -> Stdio:
+    try:
+        source, sink = map(int, pair.split(","))
+        for descriptor in (source, sink):
+            os.set_inheritable(descriptor, False)
+    except (ValueError, OverflowError, OSError) as error:
+        raise ValueError(
+            f"{PROTOCOL_FDS}={pair!r} names no two open descriptors ({error}): does a program between the node and "
+            "this one close those it inherits?"
+        ) from None
+    return Stdio(source=source, sink=sink)
 
 
 def _forget() -> None:

@@ -57,7 +57,8 @@ def worker(
     """Serve requests: consume them from RabbitMQ and have bridge subprocesses do the work.
 
     SIGTERM or SIGINT finishes what runs and ends it; a second signal ends it at once. SIGHUP reads the configuration
-    again and replaces every bridge, one after the other. Several services are configured by a file.
+    again and replaces every bridge, one after the other. SIGUSR1 logs what every bridge is doing. Several services are
+    configured by a file.
     """
     # Until the event loop handles signals. As PID 1 of a container a process is deaf to those it has no handler for.
     signal.signal(signal.SIGTERM, _end_at_once)
@@ -145,6 +146,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.request_stop)
     loop.add_signal_handler(signal.SIGHUP, _reload, node, reread)
+    loop.add_signal_handler(signal.SIGUSR1, node.log_state)
     heartbeat = Heartbeat(health_file, lambda: node.serving) if health_file is not None else None
     if heartbeat is not None:
         heartbeat.start()

@@ -3,6 +3,9 @@
 stdin and stdout carry frames; stderr is never merged into stdout, and always drained. All three are raw
 non-blocking descriptors on the event loop: one read and one write a frame, and no task.
 
+With `protocol_fd` frames have a private pair of pipes instead, whose descriptors the bridge is told by a variable of
+its environment. Its stdin is empty then, and what it writes to stdout is treated as stderr is.
+
 Death is the end of the process (a pidfd), never the end of a pipe: a grandchild can hold a pipe open. What the
 process wrote before it died still counts, so its last frames are reported before its exit.
 """
@@ -18,15 +21,19 @@ import subprocess
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from bridge_protocol.errors import FrameError, escape
 from bridge_protocol.frames import HEADER_SIZE, FrameDecoder
+from worker_node.core.noise import guess, guess_unfinished
+from worker_node.environment import PROTOCOL_FDS
+from worker_node.process_status import peak_resident
 from worker_node.stderr import StderrLines
 
 READ_SIZE = 256 * 1024
-# After bytes that are no frame: read on for so long, and quote so much.
+# After bytes that are no frame: read on for so long, and keep so much of it.
 QUOTE_SECONDS = 0.2
-QUOTE_BYTES = 1024
+QUOTE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +42,7 @@ class BridgeExit:
 
     code: int | None
     signal: int | None
-    memory_peak: int | None  # bytes: the largest resident size of the process itself, where it can be told
+    memory_peak: int | None  # bytes: the most that it, or what it started, was seen to use; None: not seen
     uptime: float  # seconds
     in_frame: bool  # it had begun a frame and not ended it
     stderr: tuple[str, ...]  # its last lines
@@ -57,22 +64,47 @@ class BridgeExit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Garbage:
-    """Bytes on a bridge's stdout that are no frame. `quoted`: the first of them, escaped."""
+    """Bytes from a bridge that are no frame: `said`, the first of them, at most QUOTE_BYTES."""
 
     error: FrameError
-    quoted: str
+    said: bytes
 
     def __str__(self) -> str:
-        return f"{self.error.kind}: {self.error.detail}; stdout said {self.quoted}"
+        guessed = guess(self.said)
+        return f"{self.error.kind}: {self.error.detail}: {escape(self.said)}" + (f" {guessed}" if guessed else "")
+
+    def quoted(self, limit: int) -> str:
+        """The first `limit` bytes, escaped."""
+        return escape(self.said, limit)
+
+
+class Direction(Enum):
+    """Whose frame it is."""
+
+    TO_BRIDGE = "to_bridge"
+    FROM_BRIDGE = "from_bridge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """A frame that began and did not end in its time: `to_bridge`, which did not read it, or from it."""
+
+    direction: Direction
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
 
 
 class BridgeProcess:
     """A running bridge. Reports through its callbacks, each called on the event loop:
 
-    `on_payload(payload)` for each whole frame; `on_doomed()` at most once, as soon as it is plain that the bridge
-    cannot go on, so that it is sent nothing more; a moment later, when more can be told, `on_garbage(Garbage)` or
-    `on_closed(name)` (its stdin or stdout, closed by a process that lives on), or neither; `on_exit(BridgeExit)`
-    once, last, when the process is dead and its descriptors are closed. After garbage nothing is read as frames.
+    `on_payload(payload)` for each whole frame; `on_stalled(Stall)` when it has read nothing for `write_timeout` seconds
+    while something waits for it, or a frame of its own is not whole `frame_timeout` seconds after its first byte, and
+    again each time that much more has passed; `on_doomed()` at most once, as soon as it is plain that the bridge cannot
+    go on, so that it is sent nothing more; a moment later, when more can be told, `on_garbage(Garbage)` or
+    `on_closed(name)` (its stdin or stdout, closed by a process that lives on), or neither; `on_exit(BridgeExit)` once,
+    last, when the process is dead and its descriptors are closed. After garbage nothing is read as frames.
     """
 
     def __init__(
@@ -82,7 +114,11 @@ class BridgeProcess:
         environment: Mapping[str, str],
         directory: str | None,
         frame_limit: int,
+        write_timeout: float,
+        frame_timeout: float,
+        protocol_fd: bool,
         on_payload: Callable[[bytes | bytearray], None],
+        on_stalled: Callable[[Stall], None],
         on_doomed: Callable[[], None],
         on_garbage: Callable[[Garbage], None],
         on_closed: Callable[[str], None],
@@ -92,13 +128,19 @@ class BridgeProcess:
         """Start it. Raises OSError or ValueError if the program cannot be started; nothing is left then."""
         self._loop = asyncio.get_running_loop()
         self._on_payload = on_payload
+        self._on_stalled = on_stalled
         self._on_doomed = on_doomed
         self._on_garbage = on_garbage
         self._on_closed = on_closed
         self._on_exit = on_exit
         self._decoder = FrameDecoder(frame_limit)
         self._stderr = StderrLines(on_stderr)
-        self._unwritten: deque[memoryview] = deque()
+        self._write_timeout = write_timeout
+        self._frame_timeout = frame_timeout
+        self._unwritten: deque[memoryview] = deque()  # of each frame the length and the payload, or what is left
+        self._write_late: asyncio.TimerHandle | None = None  # while a frame waits to be read
+        self._read_at = 0.0  # when the bridge last read some of what waits
+        self._frame_late: asyncio.TimerHandle | None = None  # while a frame has begun and not ended
         self._broken: FrameError | None = None
         self._quote = bytearray()
         self._closed = ""
@@ -107,6 +149,8 @@ class BridgeProcess:
         self._started = self._loop.time()
         # Linux counts what the forking process held as the new one's peak, until that exceeds it.
         self._inherited_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._seen_peak = 0
+        self._names = ("descriptor for requests", "descriptor for replies") if protocol_fd else ("stdin", "stdout")
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
 
             def pipe(reader: contextlib.ExitStack, writer: contextlib.ExitStack) -> tuple[int, int]:
@@ -122,12 +166,13 @@ class BridgeProcess:
             # Ctrl-C at the node's terminal does not reach it.
             self._process = subprocess.Popen(
                 command,
-                stdin=their_stdin,
-                stdout=their_stdout,
+                stdin=subprocess.DEVNULL if protocol_fd else their_stdin,
+                stdout=their_errors if protocol_fd else their_stdout,
                 stderr=their_errors,
-                env=environment,
+                env={**environment, PROTOCOL_FDS: f"{their_stdin},{their_stdout}"} if protocol_fd else environment,
                 cwd=directory,
                 start_new_session=True,
+                pass_fds=(their_stdin, their_stdout) if protocol_fd else (),
             )
             self.pid = self._process.pid
             try:
@@ -145,7 +190,17 @@ class BridgeProcess:
         self._loop.add_reader(self._exit, self._exited)
 
     def __repr__(self) -> str:
-        return f"<BridgeProcess {self.pid} up {self._loop.time() - self._started:.0f} s>"
+        return f"<BridgeProcess {self.pid} up {self.uptime:.0f} s>"
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since it was started."""
+        return self._loop.time() - self._started
+
+    @property
+    def unread(self) -> int:
+        """How many frames the bridge has not read whole."""
+        return (len(self._unwritten) + 1) // 2
 
     def send(self, payload: bytes | bytearray) -> None:
         """Write `payload` as a frame, now as far as the pipe takes it, the rest as soon as it does."""
@@ -166,6 +221,7 @@ class BridgeProcess:
             rest = [memoryview(header)[written:]] if written < HEADER_SIZE else []
             self._unwritten += (*rest, memoryview(payload)[max(0, written - HEADER_SIZE) :])
             self._loop.add_writer(self._stdin, self._write_on)
+            self._time_write()
 
     def end_input(self) -> None:
         """Close its stdin: by the protocol it must exit now."""
@@ -174,6 +230,7 @@ class BridgeProcess:
             os.close(self._stdin)
             self._stdin = -1
             self._unwritten.clear()
+            self._time_write()
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to its whole process group."""
@@ -181,6 +238,69 @@ class BridgeProcess:
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
+
+    def ask_stacks(self, pid: int, number: int) -> None:
+        """Send the signal that has the process `pid` write its stacks to stderr, if that is one of this bridge's."""
+        if self._process.returncode is None:
+            with contextlib.suppress(OSError):
+                if os.getpgid(pid) == self.pid:
+                    os.kill(pid, number)
+
+    def look(self) -> None:
+        """Note what memory it has used at most by now: when it is dead that can no longer be told."""
+        if self._process.returncode is None:
+            self.note_memory(peak_resident(self.pid) or 0)
+
+    def note_memory(self, size: int) -> None:
+        """It was seen to use `size` bytes, with all that it started."""
+        self._seen_peak = max(self._seen_peak, size)
+
+    def _time_write(self) -> None:
+        """Something was read, or began to wait, or nothing waits any more."""
+        self._read_at = self._loop.time()
+        if not self._unwritten and self._write_late is not None:
+            self._write_late.cancel()
+            self._write_late = None
+        elif self._unwritten and self._write_late is None:
+            self._write_late = self._loop.call_later(self._write_timeout, self._not_read)
+
+    def _not_read(self) -> None:
+        self._write_late = None
+        # Not a timer for each piece that is read: this one looks again, that much later.
+        left = self._read_at + self._write_timeout - self._loop.time()
+        if left > 0.001:
+            self._write_late = self._loop.call_later(left, self._not_read)
+            return
+        self._time_write()
+        waiting = len(self._unwritten[0]) + (len(self._unwritten[1]) if len(self._unwritten) % 2 == 0 else 0)
+        said = (
+            f"it does not read: {waiting:,} bytes of a frame still wait to be read from its {self._names[0]} "
+            f"after the write timeout of {self._write_timeout:g} s"
+        )
+        self._on_stalled(Stall(direction=Direction.TO_BRIDGE, text=said))
+
+    def _time_frame(self, *, ended: bool) -> None:
+        """After a read: whether a frame `ended` in it, and whether one is begun now, which then began in it."""
+        begun = self._decoder.in_frame
+        if self._frame_late is not None and (ended or not begun):
+            self._frame_late.cancel()
+            self._frame_late = None
+        if begun and self._frame_late is None:
+            self._frame_late = self._loop.call_later(self._frame_timeout, self._not_whole)
+
+    def _not_whole(self) -> None:
+        self._frame_late = None
+        self._time_frame(ended=False)
+        came, missing = self._decoder.begun()
+        how_far = (
+            f"{len(came)} of the {HEADER_SIZE} bytes of its length"
+            if missing is None
+            else f"{len(came):,} of its {len(came) + missing:,} bytes"
+        )
+        quoted = f": {escape(came)}" if came else ""
+        guessed = guess_unfinished(came, missing)
+        said = f"half a frame, {how_far}, after the frame timeout of {self._frame_timeout:g} s{quoted}"
+        self._on_stalled(Stall(direction=Direction.FROM_BRIDGE, text=said + (f" {guessed}" if guessed else "")))
 
     def _write_on(self) -> None:
         try:
@@ -199,6 +319,7 @@ class BridgeProcess:
             self._unwritten.popleft()
         if not self._unwritten:
             self._loop.remove_writer(self._stdin)
+        self._time_write()
 
     def _read_stdout(self) -> None:
         data = self._read(self._stdout)
@@ -208,24 +329,31 @@ class BridgeProcess:
             self._quote += data[: QUOTE_BYTES - len(self._quote)]
             return
         if not data:
-            self._doom("stdout")
+            self._doom(self._names[1])
             return
+        ended = False
         try:
             self._decoder.receive(data)
             while (payload := self._decoder.next()) is not None:
+                ended = True
                 self._on_payload(payload)
         except FrameError as error:
             self._broken = error
             self._quote += self._decoder.rest()[:QUOTE_BYTES]
             self._doom()
+        else:
+            if self._frame_late is not None or self._decoder.in_frame:
+                self._time_frame(ended=ended)
 
     def _closed_stdin(self) -> None:
         self.end_input()
-        self._doom("stdin")
+        self._doom(self._names[0])
 
     def _doom(self, closed: str = "") -> None:
         """It cannot go on. Its end, or what else it says, may tell why: that has a moment to come."""
         self._closed = self._closed or closed
+        if self._frame_late is not None:
+            self._frame_late.cancel()
         if self._verdict is None:
             self._verdict = self._loop.call_later(QUOTE_SECONDS, self._tell)
             self._on_doomed()
@@ -256,7 +384,7 @@ class BridgeProcess:
             return
         if self._broken is not None:
             self._told = True
-            self._on_garbage(Garbage(error=self._broken, quoted=escape(bytes(self._quote), QUOTE_BYTES)))
+            self._on_garbage(Garbage(error=self._broken, said=bytes(self._quote)))
         elif self._process.returncode is None:
             self._told = True
             self._on_closed(self._closed)
@@ -282,13 +410,16 @@ class BridgeProcess:
         self._tell()
         if self._verdict is not None:
             self._verdict.cancel()
+        if self._frame_late is not None:  # begun by the last that was read
+            self._frame_late.cancel()
         code = self._process.returncode
+        peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited_peak else 0
         self._on_exit(
             BridgeExit(
                 code=code if code >= 0 else None,
                 signal=-code if code < 0 else None,
-                memory_peak=usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited_peak else None,
-                uptime=self._loop.time() - self._started,
+                memory_peak=max(peak, self._seen_peak) or None,
+                uptime=self.uptime,
                 in_frame=self._broken is None and self._decoder.in_frame,
                 stderr=tuple(self._stderr.tail()),
             )

@@ -16,7 +16,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_protocol import messages
@@ -24,7 +24,7 @@ from bridge_protocol.errors import Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
 from broker.contract import Delivery
 from broker.link import Link
-from worker_node.bridge_process import BridgeExit, BridgeProcess, Garbage
+from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
 from worker_node.core.admission import Refused, admit
 from worker_node.core.fate import Fault, RetryPolicy
 from worker_node.core.lookahead import Lookahead
@@ -44,9 +44,15 @@ from worker_node.core.pool import (
     Wear,
 )
 from worker_node.environment import bridge_environment
+from worker_node.frame_log import FrameLog
 from worker_node.memory import MemoryWatch, tree_memory
+from worker_node.out_of_memory import OutOfMemoryKills
+from worker_node.process_status import resident
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
+from worker_node.stderr import printable
+
+LONGEST_QUOTE = 1024  # bytes of what was no frame, in a failure's details
 
 logger = logging.getLogger("quaybridge.node")
 bridge_logger = logging.getLogger("quaybridge.bridge")
@@ -70,6 +76,7 @@ class Bridge:
     process: BridgeProcess
     capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
     trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
+    taken_down: dict[Step, float] = field(default_factory=dict)  # when it was taken to each rung of the ladder
 
 
 class Dispatcher:
@@ -86,6 +93,7 @@ class Dispatcher:
         link: Link,
         publish_timeout: float,
         on_change: Callable[[], None],
+        out_of_memory: OutOfMemoryKills,
         wall: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -96,6 +104,8 @@ class Dispatcher:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._out_of_memory = out_of_memory
+        self._frames = self._frame_log()
         self.pool: Pool[Work] = Pool(_pool_limits(settings), jitter)
         self.settlement = Settlement(
             link,
@@ -133,6 +143,9 @@ class Dispatcher:
         self.settings = settings
         self.settlement.policy = _retry_policy(settings)
         self._oversize_told = False
+        if self._frames is not None:
+            self._frames.close()
+        self._frames = self._frame_log()
         self._watch_memory()
         self._perform(self.pool.restart(_pool_limits(settings), self._loop.time()))
 
@@ -154,6 +167,8 @@ class Dispatcher:
             self._memory.close()
         if self._timer is not None:
             self._timer.cancel()
+        if self._frames is not None:
+            self._frames.close()
 
     def forget(self) -> None:
         """The channel is gone: what waits came by it, and will come again."""
@@ -162,6 +177,40 @@ class Dispatcher:
     def bridges(self) -> Iterable[Bridge]:
         """The processes of this service, for whoever wants to look."""
         return self._bridges.values()
+
+    def look(self) -> None:
+        """Note what the bridges use. About once a second."""
+        for bridge in self._bridges.values():
+            bridge.process.look()
+
+    def states(self) -> Iterable[str]:
+        """What every slot is doing, a line each."""
+        now = self._loop.time()
+        for slot in self.pool.slots:
+            bridge = self._bridges.get(slot.number)
+            seat = bridge.seat if bridge is not None else slot.seat
+            if seat is None:
+                continue
+            line = f"{self.name}[{seat}] {slot.state}"
+            if bridge is not None:
+                memory = resident(bridge.process.pid)
+                line += f": bridge {bridge.process.pid}, up {bridge.process.uptime:.1f} s, {slot.served} served"
+                line += f", {_megabytes(memory)}" if memory is not None else ""
+            for request_id, run in slot.runs.items():
+                work = run.ticket
+                name = work.delivery.properties.message_id or str(request_id)
+                again = f" (attempt {work.attempt})" if work.attempt > 1 else ""
+                late = f", late ({run.reason})" if run.reason is not None else ""
+                line += f"; {printable(work.command)} {printable(name)}{again} for {now - run.started:.1f} s{late}"
+            if slot.reason is not None:
+                line += f"; going: {slot.reason}"
+            elif slot.worn is not None:
+                line += f"; to be replaced: {slot.worn}"
+            yield line
+
+    def _frame_log(self) -> FrameLog | None:
+        debug = self.settings.debug
+        return FrameLog(debug, f"{self._node}.{self.name}", clock=self._wall) if debug.directory is not None else None
 
     # What comes in.
 
@@ -191,6 +240,8 @@ class Dispatcher:
     def _on_payload(self, bridge: Bridge, payload: bytes | bytearray) -> None:
         slot = bridge.slot
         phase = self.pool.slots[slot].phase
+        if self._frames is not None:
+            self._frames.received(bridge.seat, payload)
         if bridge.trouble is not None:
             return
         try:
@@ -221,7 +272,7 @@ class Dispatcher:
         self._perform(actions)
         self.lookahead.ran(now - run.started)
         if run.reason is not None:
-            self._fail(run.ticket, run.reason, bridge)
+            self._fail(run.ticket, run.reason, bridge, message)
         elif isinstance(message, messages.Result):
             self.settlement.succeed(self._case(run.ticket, slot), payload)
         else:
@@ -255,6 +306,7 @@ class Dispatcher:
 
     def _on_garbage(self, bridge: Bridge, garbage: Garbage) -> None:
         length = int.from_bytes(garbage.error.preview[:4], "big")
+        details = {"stdout": garbage.quoted(LONGEST_QUOTE)}
         if self.pool.slots[bridge.slot].phase is Phase.STARTING:
             self._start_failed(bridge, f"it wrote what is no frame: {garbage}")
         elif garbage.error.kind is FrameKind.FRAME_TOO_LARGE and length <= LIMIT_CEILING:
@@ -263,7 +315,26 @@ class Dispatcher:
             code = Code.TOO_LARGE if alone else Code.PROTOCOL_VIOLATION
             self._violation(bridge, f"a reply is over the limit: {garbage.error.detail}", code)
         else:
-            self._violation(bridge, str(garbage))
+            self._violation(bridge, f"it wrote what is no frame: {garbage}", details=details)
+
+    def _on_stalled(self, bridge: Bridge, stall: Stall) -> None:
+        slot = self.pool.slots[bridge.slot]
+        unread = stall.direction is Direction.TO_BRIDGE
+        if unread and bridge.process.unread < len(slot.runs):
+            return  # it is at work on one that it did read, and that has its own run timeout
+        reason = Reason.WRITE_TIMEOUT if unread else Reason.FRAME_TIMEOUT
+        if slot.phase is Phase.STARTING:
+            self._start_failed(bridge, str(stall))
+        elif slot.phase is Phase.READY:
+            # What was not read did not run. Of several requests that half a frame may be the answer to, each is
+            # tried again, alone, so that only the one that it was ends here again.
+            fault = Fault(
+                code=Code.BRIDGE_TIMEOUT,
+                message=str(stall),
+                details={"timeout": reason.value},
+                retryable=unread or len(slot.runs) > 1,
+            )
+            self._condemn(bridge, fault, reason)
 
     def _on_closed(self, bridge: Bridge, name: str) -> None:
         match self.pool.slots[bridge.slot].phase:
@@ -277,16 +348,18 @@ class Dispatcher:
         before = self.pool.slots[slot]
         if before.phase is Phase.STARTING:
             self._start_failed(bridge, f"it ended before its handshake was done: {ended}", ended)
-        asked = before.reason is not None
         served = before.served
-        trouble = bridge.trouble or Fault(code=Code.BRIDGE_CRASHED, message=f"the bridge ended in mid-request: {ended}")
-        bridge.trouble = Fault(
-            code=trouble.code,
-            message=trouble.message,
+        killed = ended.signal == signal.SIGKILL and Step.KILL not in bridge.taken_down
+        evidence = self._out_of_memory.evidence() if killed else None
+        how = str(ended) + (f", for want of memory: {evidence}" if evidence is not None else "")
+        trouble = bridge.trouble or Fault(code=Code.BRIDGE_CRASHED, message=f"the bridge ended in mid-request: {how}")
+        bridge.trouble = replace(
+            trouble,
             details={
                 **trouble.details,
                 "exit_code": ended.code,
                 "signal": ended.signal_name,
+                "oom": evidence is not None,
                 "pid": bridge.process.pid,
                 "slot": bridge.seat,
                 "uptime": round(ended.uptime, 3),
@@ -295,8 +368,7 @@ class Dispatcher:
                 "stderr": list(ended.stderr),
             },
         )
-        if not asked and before.phase is Phase.READY:
-            logger.warning("%s[%d]: bridge %d ended by itself: %s", self.name, bridge.seat, bridge.process.pid, ended)
+        self._log_end(bridge, ended, how)
         self._perform(self.pool.exited(slot, self._loop.time()))
         if self._bridges.get(slot) is bridge:
             del self._bridges[slot]
@@ -310,9 +382,13 @@ class Dispatcher:
         if recycle.memory is not None or recycle.memory_hard is not None:
             self._memory = MemoryWatch(
                 lambda: {bridge.slot: bridge.process.pid for bridge in self._bridges.values()},
-                lambda slot, memory: self._perform(self.pool.measured(slot, memory, self._loop.time())),
+                self._on_measured,
                 recycle.memory_interval,
             )
+
+    def _on_measured(self, slot: int, memory: int) -> None:
+        self._bridges[slot].process.note_memory(memory)
+        self._perform(self.pool.measured(slot, memory, self._loop.time()))
 
     # What goes out.
 
@@ -329,7 +405,10 @@ class Dispatcher:
                 case Stop(slot, step, reason):
                     self._stop(self._bridges[slot], step, reason)
                 case Cancel(slot, request_id):
-                    self._say(self._bridges[slot], messages.CANCEL, {"id": request_id})
+                    bridge = self._bridges[slot]
+                    self._say(bridge, messages.CANCEL, {"id": request_id})
+                    # Half of the time it has to answer is left for the stacks of one that does not.
+                    self._loop.call_later(self.settings.stop_timeout / 2, self._ask_stacks, bridge, request_id)
         if self.pool.wake_at < self._timer_at:
             if self._timer is not None:
                 self._timer.cancel()
@@ -344,7 +423,12 @@ class Dispatcher:
 
     def _send(self, bridge: Bridge, work: Work) -> None:
         body = work.delivery.body
-        bridge.process.send(body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
+        self._write(bridge, body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
+
+    def _write(self, bridge: Bridge, payload: bytes | bytearray) -> None:
+        if self._frames is not None:
+            self._frames.sent(bridge.seat, payload)
+        bridge.process.send(payload)
 
     def _say(self, bridge: Bridge, command: str, args: dict[str, Any]) -> None:
         """Send a frame of the node's own."""
@@ -354,7 +438,13 @@ class Dispatcher:
             args=args,
             timestamp=messages.format_timestamp(self._wall()),
         )
-        bridge.process.send(messages.encode_request(request))
+        self._write(bridge, messages.encode_request(request))
+
+    def _ask_stacks(self, bridge: Bridge, request_id: int) -> None:
+        """Have a bridge that answers no cancel say where it hangs, before it is killed for that."""
+        stacks = bridge.capabilities.stacks
+        if stacks is not None and self._bridges.get(bridge.slot) is bridge and self.pool.run(bridge.slot, request_id):
+            bridge.process.ask_stacks(stacks.pid, stacks.signal)
 
     def _start(self, slot: int, seat: int) -> list[Action[Work]]:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
@@ -365,7 +455,11 @@ class Dispatcher:
                 environment=bridge_environment(os.environ, settings.environment, seat),
                 directory=settings.directory,
                 frame_limit=settings.frame_limit,
+                write_timeout=settings.write_timeout,
+                frame_timeout=settings.frame_timeout,
+                protocol_fd=settings.protocol_fd,
                 on_payload=lambda payload: self._on_payload(bridge, payload),
+                on_stalled=lambda stall: self._on_stalled(bridge, stall),
                 on_doomed=lambda: self.pool.doom(slot),
                 on_garbage=lambda garbage: self._on_garbage(bridge, garbage),
                 on_closed=lambda name: self._on_closed(bridge, name),
@@ -382,7 +476,7 @@ class Dispatcher:
             return self.pool.exited(slot, self._loop.time())
         bridge = self._bridges[slot] = Bridge(slot, seat, process)
         greeting = messages.handshake(f"{self._node}-{seat}", messages.format_timestamp(self._wall()))
-        process.send(messages.encode_request(greeting))
+        self._write(bridge, messages.encode_request(greeting))
         return []
 
     def _stop(self, bridge: Bridge, step: Step, reason: Reason) -> None:
@@ -392,8 +486,11 @@ class Dispatcher:
         if reason is Reason.MEMORY_HARD and step is Step.KILL:
             logger.warning("%s[%d]: bridge %d is killed: over recycle.memory_hard", self.name, bridge.seat, process.pid)
         if reason is Reason.START_TIMEOUT and step is Step.TERMINATE:
-            self._note_start_failure(bridge.seat, f"no answer to its handshake in {self.settings.start_timeout:g} s")
+            within = f"within the start timeout of {self.settings.start_timeout:g} s"
+            self._note_start_failure(bridge.seat, f"no answer to its handshake {within}")
         logger.debug("%s[%d]: bridge %d: %s (%s)", self.name, bridge.seat, process.pid, step.value, reason)
+        bridge.taken_down[step] = self._loop.time()
+        process.look()
         match step:
             case Step.ASK:
                 if bridge.capabilities.shutdown:
@@ -404,13 +501,22 @@ class Dispatcher:
             case Step.KILL:
                 process.send_signal(signal.SIGKILL)
 
-    def _violation(self, bridge: Bridge, message: str, code: Code = Code.PROTOCOL_VIOLATION) -> None:
+    def _violation(
+        self,
+        bridge: Bridge,
+        message: str,
+        code: Code = Code.PROTOCOL_VIOLATION,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        self._condemn(bridge, Fault(code=code, message=message, details=details or {}), Reason.VIOLATION)
+
+    def _condemn(self, bridge: Bridge, fault: Fault, reason: Reason) -> None:
         if bridge.trouble is None:
-            bridge.trouble = Fault(code=code, message=message)
-            logger.warning(
-                "%s[%d]: bridge %d broke the protocol: %s", self.name, bridge.seat, bridge.process.pid, message
-            )
-            self._perform(self.pool.condemn(bridge.slot, Reason.VIOLATION, self._loop.time()))
+            bridge.trouble = fault
+            did = "broke the protocol" if reason is Reason.VIOLATION else "stalled"
+            pid = bridge.process.pid
+            logger.warning("%s[%d]: bridge %d %s: %s", self.name, bridge.seat, pid, did, fault.message)
+            self._perform(self.pool.condemn(bridge.slot, reason, self._loop.time()))
 
     def _start_failed(self, bridge: Bridge, message: str, ended: BridgeExit | None = None) -> None:
         if bridge.trouble is None:
@@ -425,18 +531,44 @@ class Dispatcher:
         logger.warning("%s[%d]: the bridge did not start: %s", self.name, seat, message)
         self._loop.call_soon(self._on_change)
 
-    def _fail(self, work: Work, reason: Reason, bridge: Bridge | None) -> None:
-        """A request left the pool without a reply that counts."""
+    def _log_end(self, bridge: Bridge, ended: BridgeExit, how: str) -> None:
+        """One line for each end: a warning where it is the bridge's own doing and not told yet."""
+        slot = self.pool.slots[bridge.slot]
+        rungs = bridge.taken_down
+        story = ""
+        level = logging.DEBUG
+        if slot.phase is Phase.READY:
+            story, level = "ended by itself", logging.WARNING
+        elif slot.reason is Reason.RUN_TIMEOUT:
+            story, level = f"gave no reply within the run timeout of {self.settings.run_timeout:g} s", logging.WARNING
+        elif slot.reason is Reason.DEADLINE:
+            story, level = "gave no reply before a request's deadline", logging.WARNING
+        elif slot.reason is not None:
+            story = f"went: {slot.reason}"
+        if Step.TERMINATE in rungs and Step.KILL in rungs and ended.signal == signal.SIGKILL:
+            waited = rungs[Step.KILL] - rungs[Step.TERMINATE]
+            story, level = f"{story}; it ignored SIGTERM for {waited:.1f} s and was killed", logging.WARNING
+        facts = f"{how} after {ended.uptime:.1f} s, {slot.served} served"
+        facts += f", memory peak {_megabytes(ended.memory_peak)}" if ended.memory_peak is not None else ""
+        facts += f"; its last words: {ended.stderr[-1]}" if ended.stderr else ""
+        if story:
+            logger.log(level, "%s[%d]: bridge %d %s: %s", self.name, bridge.seat, bridge.process.pid, story, facts)
+
+    def _fail(
+        self, work: Work, reason: Reason, bridge: Bridge | None, said: messages.Result | messages.Failure | None = None
+    ) -> None:
+        """A request left the pool without a reply that counts. `said`: one that came too late."""
         if reason is Reason.DRAINED:
             self.settlement.hand_back(work.delivery)
             return
         trouble = bridge.trouble if bridge is not None else None
-        fault = Fault(
-            code=_CODES[reason],
-            message=self._message(reason, ran=bridge is not None),
-            details=dict(trouble.details) if trouble is not None else {},
-        )
-        if trouble is not None and reason in (Reason.CRASHED, Reason.VIOLATION):
+        details = dict(trouble.details) if trouble is not None else {}
+        if reason is Reason.RUN_TIMEOUT:
+            details["timeout"] = reason.value
+        if isinstance(said, messages.Failure) and said.info is not None and said.info.traceback:
+            details["traceback"] = said.info.traceback  # where it was when it was cancelled
+        fault = Fault(code=_CODES[reason], message=self._message(reason, ran=bridge is not None), details=details)
+        if trouble is not None and reason in _TOLD_BY_THE_BRIDGE:
             fault = trouble
         self.settlement.fail(self._case(work, None if bridge is None else bridge.slot), fault)
 
@@ -532,10 +664,19 @@ _CODES = {
     Reason.MEMORY_HARD: Code.BRIDGE_CRASHED,
     Reason.VIOLATION: Code.PROTOCOL_VIOLATION,
     Reason.RUN_TIMEOUT: Code.BRIDGE_TIMEOUT,
+    Reason.WRITE_TIMEOUT: Code.BRIDGE_TIMEOUT,
+    Reason.FRAME_TIMEOUT: Code.BRIDGE_TIMEOUT,
     Reason.DEADLINE: Code.DEADLINE_EXCEEDED,
     Reason.START_FAILED: Code.BRIDGE_UNAVAILABLE,
     Reason.START_TIMEOUT: Code.BRIDGE_UNAVAILABLE,
 }
+
+# What is known of the bridge says more than the reason.
+_TOLD_BY_THE_BRIDGE = frozenset({Reason.CRASHED, Reason.VIOLATION, Reason.WRITE_TIMEOUT, Reason.FRAME_TIMEOUT})
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1_000_000:.1f} MB"
 
 
 def _application_error(failure: messages.Failure) -> Fault:

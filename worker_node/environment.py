@@ -9,6 +9,9 @@ ALLOWED = frozenset({"PATH", "HOME", "LANG", "TZ", "TMPDIR", "USER", "LOGNAME", 
 ALLOWED_PREFIXES = ("LC_", "PYTHON")
 # Tells a bridge that a node started it: the SDK then claims stdin and stdout before anything else can.
 MARK = "QUAYBRIDGE_BRIDGE"
+# Tells a bridge whose service has `protocol_fd` its two descriptors, "7,8": requests are read from the first, replies
+# written to the second.
+PROTOCOL_FDS = "QUAYBRIDGE_PROTOCOL_FDS"
 
 
 def bridge_environment(inherited: Mapping[str, str], named: Mapping[str, str], slot: int) -> dict[str, str]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -23,6 +25,7 @@ from broker.contract import Broker, Channel, Consumer
 from broker.link import Link
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
+from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.settings import NodeSettings
 from worker_node.settlement import Counts
 
@@ -52,6 +55,8 @@ class Node:
         self._changed = asyncio.Event()
         self._taking = False
         self._looking: asyncio.Task[None] | None = None
+        self._looked = -math.inf
+        self._out_of_memory = OutOfMemoryKills(time.monotonic)
         self._stopping: asyncio.Event = asyncio.Event()
         self._hurrying: asyncio.Event = asyncio.Event()
 
@@ -87,6 +92,7 @@ class Node:
                 link=self._publishing,
                 publish_timeout=self.settings.publish_timeout,
                 on_change=self._changed.set,
+                out_of_memory=self._out_of_memory,
             )
             queue = request_queue(settings.name)
             self._services.append((dispatcher, Intake(queue, dispatcher.on_delivery, self._on_cancelled)))
@@ -113,6 +119,12 @@ class Node:
         if self._stopping.is_set():
             self._hurrying.set()
         self._stopping.set()
+
+    def log_state(self) -> None:
+        """Log what every slot is doing, a line each. For a signal handler."""
+        for dispatcher in self.services:
+            for line in dispatcher.states():
+                logger.info("%s", line)
 
     async def run(self) -> None:
         """Start, serve until `request_stop`, and drain. Raises what `start` does. Cancelled, it stops at once."""
@@ -215,6 +227,7 @@ class Node:
         """Keep what is taken in step with what can run."""
         while True:
             self._adjust()
+            self._note_memory()
             self._changed.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_EVERY):
@@ -229,6 +242,14 @@ class Node:
             else:
                 capacity = dispatcher.pool.capacity
                 intake.want(capacity, dispatcher.lookahead.wanted(capacity))
+
+    def _note_memory(self) -> None:
+        self._out_of_memory.look()
+        now = asyncio.get_running_loop().time()
+        if now >= self._looked + LOOK_EVERY:
+            self._looked = now
+            for dispatcher in self.services:
+                dispatcher.look()
 
     async def _wait_ready(self) -> None:
         """Until every service can serve; BridgeStartError once each of one's slots has failed to start."""

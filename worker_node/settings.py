@@ -119,6 +119,18 @@ class BreakerSettings(Settings):
     window: Seconds = Field(60.0, description="seconds within which they did; or for which all have failed")
 
 
+class DebugSettings(Settings):
+    """What is written down of the frames of a service's bridges, to find out what they say. Nothing by default."""
+
+    directory: str | None = Field(
+        None, min_length=1, description="where to write the frames, one line each, secrets left out; default: nowhere"
+    )
+    max_bytes: int = Field(10 * 1024 * 1024, ge=4096, description="bytes of one file; then the next is begun")
+    files: int = Field(3, ge=1, le=100, description="files that are kept: so many times max_bytes are used at most")
+    args: bool = Field(False, description="whether arguments and results are written too")
+    arg_bytes: int = Field(2048, ge=1, le=65_536, description="bytes of them that are written of one frame")
+
+
 class ServiceSettings(Settings):
     """One service on a node: its bridge command and its pool."""
 
@@ -144,15 +156,23 @@ class ServiceSettings(Settings):
     run_timeout: Annotated[float, Field(gt=0, le=MAX_RUN_TIMEOUT, allow_inf_nan=False)] = Field(
         300.0, description="seconds one request may run; its own deadline may only shorten it"
     )
+    write_timeout: Seconds = Field(30.0, description="seconds a bridge may leave unread what waits for it")
+    frame_timeout: Seconds = Field(30.0, description="seconds a bridge has to write a frame, from its first byte on")
     stop_timeout: Seconds = Field(5.0, description="seconds a bridge has to end by itself before it is killed")
     restart_delay: Seconds = Field(0.1, description="seconds before a failed bridge is started again; doubles")
     max_restart_delay: Seconds = Field(10.0, description="seconds the doubling stops at")
     frame_limit: int = Field(DEFAULT_LIMIT, ge=1024, le=LIMIT_CEILING, description="bytes of the largest frame")
+    protocol_fd: bool = Field(
+        False,
+        description="frames on two descriptors told by QUAYBRIDGE_PROTOCOL_FDS, and stdout logged as stderr is: "
+        "for programs that print",
+    )
     retry: RetrySettings = RetrySettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )
     directory: str | None = Field(None, description="working directory of the bridges; default: the node's own")
+    debug: DebugSettings = DebugSettings()
 
 
 class NodeSettings(Settings):

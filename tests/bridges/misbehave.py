@@ -75,6 +75,9 @@ def at_start():
     elif mode == "closes_stdout_at_start":
         os.close(1)
         stall()
+    elif mode == "half_a_handshake":
+        write(reply(receive()["id"], {"status": "ok"})[:-1])
+        stall()
     elif mode == "slow_start":
         time.sleep(float(argument or "1"))
 
@@ -87,6 +90,8 @@ def misbehave(request_id):
         case "hang_ignoring_sigterm":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             stall()
+        case "stops_itself":
+            os.kill(os.getpid(), signal.SIGSTOP)
         case "segfault":
             import ctypes
 
@@ -116,6 +121,25 @@ def misbehave(request_id):
         case "half_frame_then_stall":
             write(good[: len(good) // 2])
             stall()
+        case "half_header_then_stall":
+            write(good[:3])
+            stall()
+        case "trickle":  # a good reply, a byte at a time, for ever
+            for byte in reply(request_id, "x" * 100_000):
+                write(bytes([byte]))
+                time.sleep(0.02)
+        case "length_counts_itself":  # four too many
+            write(struct.pack(">I", len(good)) + good[4:])
+            stall()
+        case "warns":  # on stderr, wherever that leads
+            os.write(2, b"UserWarning: the model is old\n")
+            write(good)
+        case "raises":
+            raise RuntimeError("the model is gone")
+        case "json_without_a_length":
+            write(good[4:] + b"\n")
+        case "little_endian":
+            write(struct.pack("<I", len(good) - 4) + good[4:])
         case "truncated_then_exit":
             write(good[:-1])
             os._exit(0)
@@ -154,6 +178,15 @@ def misbehave(request_id):
             left = int(argument or str(64 * 1024 * 1024))
             while left > 0:
                 left -= os.write(2, b"x" * min(left, 65536))
+            write(good)
+        case "stderr_flood_binary":  # neither UTF-8 nor a line
+            noise = b"\xff\x1b[31m\r\x00\xe2\x82" * 8192
+            for _ in range(int(argument) // len(noise)):
+                os.write(2, noise)
+            write(good)
+        case "stderr_flood_lines":
+            for _ in range(int(argument) // 65536):
+                os.write(2, b"retrying\n" * 7281 + b"\x1b[2J..\n")
             write(good)
         case "stderr_binary":
             os.write(2, bytes(range(256)) + b"\x1b[31mred\x1b[0m\r\nforged log line\n")

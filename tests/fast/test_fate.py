@@ -72,6 +72,11 @@ def test_a_run_timeout_is_tried_again_where_that_is_wanted() -> None:
     assert fate(Code.BRIDGE_TIMEOUT, policy=eager, attempt=3) == DEAD_LETTER
 
 
+def test_a_timeout_that_was_not_the_requests_doing_is_tried_again_in_any_case() -> None:
+    assert fate(Code.BRIDGE_TIMEOUT, retryable=True) == Retry(1, 2)
+    assert fate(Code.BRIDGE_TIMEOUT, retryable=True, attempt=3) == DEAD_LETTER
+
+
 def test_an_application_error_is_tried_again_only_if_the_bridge_says_so() -> None:
     assert fate(Code.APPLICATION_ERROR, retryable=True) == Retry(1, 2)
     assert fate(Code.APPLICATION_ERROR, retryable=True, attempt=3) == FAILURE

@@ -98,21 +98,40 @@ def test_no_text_is_a_length_within_the_ceiling() -> None:
 
 
 @pytest.mark.parametrize("text", [b"Traceback (most", b'{"id":1}', b"\nWARNING", b"\r\n\r\n", b"\t\t\t\t"])
-def test_text_at_a_frame_boundary_is_named_as_such_and_quoted(text: bytes) -> None:
+def test_text_at_a_frame_boundary_is_refused_for_its_length_and_quoted(text: bytes) -> None:
     decoder = FrameDecoder(LIMIT_CEILING)
     decoder.receive(text)
-    with pytest.raises(FrameError, match="looks like text: did the program print to stdout") as refused:
+    with pytest.raises(FrameError, match="frame_too_large") as refused:
         decoder.next()
     assert refused.value.preview == text
 
 
-def test_a_large_length_that_is_no_text_is_not_called_text() -> None:
+def test_a_length_over_the_limit_is_told_with_the_limit() -> None:
     decoder = FrameDecoder()
     decoder.receive(b"\x7f\xff\xff\xff{}")
-    with pytest.raises(FrameError) as refused:
+    with pytest.raises(FrameError, match="2,147,483,647 bytes, the limit is 16,777,216"):
         decoder.next()
-    assert "text" not in refused.value.detail
-    assert "2,147,483,647 bytes, the limit is 16,777,216" in refused.value.detail
+
+
+@pytest.mark.parametrize(
+    ("stream", "begun"),
+    [
+        (b"", (b"", None)),
+        (b"\0\0", (b"\0\0", None)),
+        (b"\0\0\0\x05", (b"", 5)),
+        (b"\0\0\0\x05{", (b"{", 4)),
+        (b"\0\0\0\x02{}\0\0\0\x05{abc", (b"{abc", 1)),
+        (b"\0\0\0\x02{}o", (b"o", None)),
+    ],
+)
+def test_how_far_a_frame_came_can_be_asked(stream: bytes, begun: tuple[bytes, int | None]) -> None:
+    for pieces in ([stream], one_by_one(stream)):
+        decoder = FrameDecoder()
+        for piece in pieces:
+            decoder.receive(piece)
+            while decoder.next() is not None:
+                pass
+        assert decoder.begun() == begun
 
 
 def test_the_preview_is_64_bytes_and_the_rest_can_be_quoted() -> None:

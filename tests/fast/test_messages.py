@@ -23,6 +23,7 @@ from bridge_protocol.messages import (
     Progress,
     Request,
     Result,
+    Stacks,
 )
 
 KINDS = {"result": Result, "failure": Failure, "progress": Progress, "chunk": Chunk}
@@ -186,13 +187,20 @@ def test_only_cancel_and_shutdown_are_reserved() -> None:
         {"capabilities": {}},
         {"capabilities": {"cancel": 1, "stream": "true", "shutdown": None, "commands": "echo", "protocol": "1"}},
         {"capabilities": {"protocol": True}},
+        {"capabilities": {"stacks": 64}},
+        {"capabilities": {"stacks": {"pid": 0, "signal": 64}}},
+        {"capabilities": {"stacks": {"pid": 7, "signal": 65}}},
+        {"capabilities": {"stacks": {"pid": 7, "signal": True}}},
+        {"capabilities": {"stacks": {"pid": -1, "signal": 9}}},
+        {"capabilities": {"stacks": {"pid": 2**40, "signal": 9}}},
+        {"capabilities": {"stacks": {"signal": 9}}},
     ],
     ids=str,
 )
 def test_a_bridge_that_claims_nothing_gets_the_least(result: Any) -> None:
     assert messages.read_capabilities(result) == Capabilities()
     assert Capabilities() == Capabilities(
-        protocol=0, concurrency=1, cancel=False, stream=False, shutdown=False, commands=()
+        protocol=0, concurrency=1, cancel=False, stream=False, shutdown=False, commands=(), stacks=None
     )
 
 
@@ -201,6 +209,11 @@ def test_claims_are_read() -> None:
     assert messages.read_capabilities({"capabilities": {**claimed, "commands": ["a", 1, "b"]}}) == Capabilities(
         **claimed, commands=("a", "b")
     )
+
+
+def test_how_to_ask_for_stacks_is_read() -> None:
+    claimed = {"capabilities": {"stacks": {"pid": 7, "signal": 64}}}
+    assert messages.read_capabilities(claimed).stacks == Stacks(pid=7, signal=64)
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1025, "2", 1.0, True, None, []])

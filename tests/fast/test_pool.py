@@ -365,6 +365,8 @@ def test_a_ticket_that_is_late_when_it_comes_never_runs() -> None:
         (Reason.START_TIMEOUT, Step.TERMINATE),
         (Reason.RUN_TIMEOUT, Step.TERMINATE),
         (Reason.DEADLINE, Step.TERMINATE),
+        (Reason.WRITE_TIMEOUT, Step.TERMINATE),
+        (Reason.FRAME_TIMEOUT, Step.TERMINATE),
         (Reason.VIOLATION, Step.KILL),
         (Reason.RECYCLED, Step.ASK),
         (Reason.DRAINED, Step.ASK),
@@ -397,7 +399,9 @@ def test_a_bridge_that_is_stopping_keeps_its_first_reason() -> None:
     assert tried.slots[0].reason is Reason.VIOLATION
 
 
-@pytest.mark.parametrize("reason", [Reason.CRASHED, Reason.VIOLATION, Reason.DRAINED])
+@pytest.mark.parametrize(
+    "reason", [Reason.CRASHED, Reason.WRITE_TIMEOUT, Reason.FRAME_TIMEOUT, Reason.VIOLATION, Reason.DRAINED]
+)
 def test_a_request_on_a_bridge_that_goes_shares_its_reason(reason: Reason) -> None:
     tried = pool(ready=1, concurrency=2)
     first, second = ticket(1), ticket(2)

@@ -134,7 +134,7 @@ def test_details_that_cannot_be_carried_are_left_out(details: dict[str, Any]) ->
 
 
 def test_a_cancelled_request_has_its_one_reply() -> None:
-    message = read(reply.cancelled_frame(7))
+    message = read(reply.cancelled_frame(7))  # one that had not begun
     assert isinstance(message, Failure)
     assert message.id == 7
     assert message.error == "cancelled"

@@ -16,7 +16,7 @@ from quaybridge.settings import (
     given,
     read_configuration,
 )
-from worker_node.settings import BridgeCount, NodeSettings, RetrySettings, ServiceSettings
+from worker_node.settings import BridgeCount, DebugSettings, NodeSettings, RetrySettings, ServiceSettings
 
 WHOLE = """
 broker = "amqp://file:secret@file.example/orders"
@@ -33,6 +33,10 @@ start = "lazy"
 run_timeout = 12.5
 retry.max_attempts = 5
 retry.on_timeout = true
+write_timeout = 3
+protocol_fd = true
+debug.directory = "/var/log/frames"
+debug.args = true
 environment.OMP_NUM_THREADS = "{slot}"
 
 [services.my-echo]
@@ -80,6 +84,9 @@ def test_a_file_says_everything() -> None:
                 start="lazy",
                 run_timeout=12.5,
                 retry=RetrySettings(max_attempts=5, on_timeout=True),
+                write_timeout=3,
+                protocol_fd=True,
+                debug=DebugSettings(directory="/var/log/frames", args=True),
                 environment={"OMP_NUM_THREADS": "{slot}"},
             ),
             ServiceSettings(name="my-echo", command=("cat", "a b")),
@@ -100,6 +107,10 @@ def test_the_environment_says_everything_a_file_can() -> None:
             "QUAYBRIDGE_SERVICES__ANALYSE__RUN_TIMEOUT": "12.5",
             "QUAYBRIDGE_SERVICES__ANALYSE__RETRY__MAX_ATTEMPTS": "5",
             "QUAYBRIDGE_SERVICES__ANALYSE__RETRY__ON_TIMEOUT": "true",
+            "QUAYBRIDGE_SERVICES__ANALYSE__WRITE_TIMEOUT": "3",
+            "QUAYBRIDGE_SERVICES__ANALYSE__PROTOCOL_FD": "true",
+            "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__DIRECTORY": "/var/log/frames",
+            "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__ARGS": "true",
             "QUAYBRIDGE_SERVICES__ANALYSE__ENVIRONMENT__OMP_NUM_THREADS": "{slot}",
         }
     )
@@ -195,6 +206,10 @@ WRONG_IN_A_SERVICE = [
     ("brigdes = 4", "unknown key services.a.brigdes: did you mean services.a.bridges?"),
     ("colour = 4", "unknown key services.a.colour: the keys here are command, bridges, start"),
     ("name = 'b'", "unknown key services.a.name: a service is named by its table, [services.NAME]"),
+    ("debug.arguments = true", "unknown key services.a.debug.arguments: did you mean services.a.debug.args?"),
+    ("debug.args = 3", "services.a.debug.args = 3: should be a valid boolean"),
+    ("debug.max_bytes = true", "services.a.debug.max_bytes = True: should not be true or false"),
+    ("protocol_fd = 3", "services.a.protocol_fd = 3: should be a valid boolean"),
     ("retry = 3", "services.a.retry = 3: should be a table: write [services.a.retry]"),
     ("retry.max_attempts = 0", "services.a.retry.max_attempts = 0: should be greater than or equal to 1"),
     ("retry.max_attempt = 2", "unknown key services.a.retry.max_attempt: did you mean services.a.retry.max_attempts?"),

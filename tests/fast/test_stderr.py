@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import time
 import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_node.stderr import LONGEST_LINE, TAIL_BYTES, TAIL_LINES, StderrLines, printable
+from worker_node.stderr import LONGEST_LINE, STACK_LINES, TAIL_BYTES, TAIL_LINES, StderrLines, printable
 
 
 def lines(*pieces: bytes) -> list[str]:
@@ -96,6 +97,53 @@ def test_any_bytes_in_any_pieces_give_the_same_safe_lines(written: bytes, data: 
     assert len(seen) == written.count(b"\n") + (bool(written) and not written.endswith(b"\n"))
 
 
+# Too many lines.
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_of_too_many_lines_the_rest_is_counted_and_the_last_are_kept() -> None:
+    seen: list[str] = []
+    clock = Clock()
+    stderr = StderrLines(seen.append, lines_per_second=10, clock=clock)
+    stderr.receive(b"".join(b"line %d\n" % n for n in range(100)))
+    assert seen == [f"line {n}" for n in range(10)]
+    clock.now += 1.0
+    stderr.receive(b"later\n")
+    assert seen[10:] == ["… (90 lines left out)", "later"]
+    stderr.receive(b"more\n" * 30)
+    stderr.receive_eof()
+    assert seen[12:] == ["more"] * 9 + ["… (21 lines left out)"]
+    assert stderr.tail()[-32:] == ["line 99", "later", *["more"] * 30]
+
+
+@given(st.integers(0, 300), st.integers(1, 400), st.integers(1, 200))
+def test_however_many_are_left_out_their_number_and_the_tail_are_right(short: int, count: int, step: int) -> None:
+    written = b"".join(b"%d %s\n" % (n, b"x" * (n % 5) * short) for n in range(count))
+    seen: list[str] = []
+    stderr = StderrLines(seen.append, lines_per_second=1, clock=Clock())
+    for start in range(0, len(written), step * 50):
+        stderr.receive(written[start : start + step * 50])
+    stderr.receive_eof()
+    assert seen[0] == "0 "
+    assert seen[1:] == ([f"… ({count - 1:,} lines left out)"] if count > 1 else [])
+    assert stderr.tail() == tail(written)
+
+
+def test_a_flood_of_lines_takes_little_time() -> None:
+    stderr = StderrLines(lambda line: None)
+    began = time.process_time()
+    for _ in range(256):
+        stderr.receive(b"\n" * 65536)
+    assert time.process_time() - began < 8  # 17 million lines: half a minute and more, one by one
+
+
 # The tail.
 
 
@@ -123,6 +171,23 @@ def test_the_tail_is_short_even_if_its_lines_are_long() -> None:
 def test_a_single_long_line_is_kept_as_far_as_there_is_room(letter: bytes) -> None:
     (kept,) = tail(b"before\n", letter * 100_000)
     assert TAIL_BYTES - 8 <= len(kept.encode()) < TAIL_BYTES
+
+
+def test_of_a_deep_stack_the_innermost_calls_are_kept_and_the_thread_written_last() -> None:
+    def stack(name: str, depth: int) -> list[str]:
+        return [f"{name} (most recent call first):"] + [f'  File "x.py", line {n} in {name[:3]}' for n in range(depth)]
+
+    watcher = stack("Thread 0x00007f01c3fff6c0", 3)
+    main = stack("Current thread 0x00007f01e3b0b740", 90)
+    written = [*[f"line {n}" for n in range(60)], "", *watcher, "", *main, "  no call", '  File "y"']
+    seen: list[str] = []
+    stderr = StderrLines(seen.append)
+    stderr.receive("\n".join(written).encode() + b"\n")
+    kept = stderr.tail()
+    assert seen == written  # the log has it all
+    assert kept[-3 - STACK_LINES :] == [*main[: 1 + STACK_LINES], *written[-2:]]
+    assert kept[-4 - STACK_LINES - len(watcher) : -4 - STACK_LINES] == watcher
+    assert len(kept) == TAIL_LINES
 
 
 def test_text_that_is_printable_is_left_as_it_is() -> None:

@@ -31,6 +31,11 @@ def foreign() -> tuple[str, ...]:
     return (*PYTHON, str(BRIDGES / "foreign.py"))
 
 
+def with_sdk(name: str) -> tuple[str, ...]:
+    """The command of a test's bridge that is made with the SDK."""
+    return (sys.executable, str(BRIDGES / f"{name}.py"))
+
+
 def echo(concurrency: int = 1) -> tuple[str, ...]:
     """The command of the SDK's echo bridge."""
     return (sys.executable, "-m", "examples.echo", str(concurrency))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from rig import PATIENCE, PYTHON, descriptors, foreign, misbehave, until
 from bridge_protocol.errors import FrameKind
 from bridge_protocol.frames import DEFAULT_LIMIT
 from bridge_protocol.messages import Request, Result, decode_message, encode_request
-from worker_node.bridge_process import QUOTE_SECONDS, BridgeExit, BridgeProcess, Garbage
+from worker_node.bridge_process import QUOTE_BYTES, QUOTE_SECONDS, BridgeExit, BridgeProcess, Direction, Garbage, Stall
 
 MEGABYTE = 1024 * 1024
 
@@ -39,12 +40,19 @@ class Witness:
         environment: dict[str, str] | None = None,
         directory: str | None = None,
         frame_limit: int = DEFAULT_LIMIT,
+        write_timeout: float = PATIENCE,
+        frame_timeout: float = PATIENCE,
+        protocol_fd: bool = False,
     ) -> BridgeProcess:
         self.process = BridgeProcess(
             command,
             environment=environment if environment is not None else {"PATH": os.environ["PATH"]},
             directory=directory,
             frame_limit=frame_limit,
+            write_timeout=write_timeout,
+            frame_timeout=frame_timeout,
+            protocol_fd=protocol_fd,
+            on_stalled=self._writer("stalled"),
             on_payload=self._writer("payload"),
             on_doomed=lambda: self._write("doomed", None),
             on_garbage=self._writer("garbage"),
@@ -205,9 +213,9 @@ async def test_a_bridge_that_merges_its_stderr_into_stdout_is_caught_and_quoted(
     garbage = await witness.first("garbage")
     assert isinstance(garbage, Garbage)
     assert garbage.error.kind is FrameKind.FRAME_TOO_LARGE
-    assert "Traceback (most recent call last)" in str(garbage)
-    assert "this traceback lands on stdout" in str(garbage)
-    assert "text" in garbage.error.detail
+    assert '"Traceback (most recent call last)' in str(garbage)
+    assert "(RuntimeError: this traceback lands on stdout)" in str(garbage)
+    assert "looks like text" in str(garbage)
     assert (await witness.end()).code == 1
 
 
@@ -217,7 +225,8 @@ async def test_a_bridge_that_merges_its_stderr_into_stdout_is_caught_and_quoted(
 async def test_garbage_dooms_at_once_and_is_told_when_more_of_it_has_come(witness: Witness) -> None:
     witness.start(shell("printf 'Warn'; sleep 0.05; printf 'ing: \\033[31mthe model'; exec sleep 1000"))
     garbage = await witness.first("garbage")
-    assert garbage.quoted == r'"Warning: \x1b[31mthe model"'
+    assert garbage.said == b"Warning: \x1b[31mthe model"
+    assert garbage.quoted(10) == r'"Warning: \x1b"…'
     assert witness.kinds == ["doomed", "garbage"]
     assert witness.times["garbage"] - witness.times["doomed"] >= QUOTE_SECONDS - 0.01
 
@@ -227,13 +236,13 @@ async def test_garbage_of_a_process_that_ends_is_told_without_waiting(witness: W
     await witness.end()
     assert witness.kinds == ["doomed", "garbage", "exit"]
     assert witness.times["exit"] - witness.times["doomed"] < QUOTE_SECONDS
-    assert "everything is lost" in witness.said("garbage")[0].quoted
+    assert b"everything is lost" in witness.said("garbage")[0].said
 
 
 async def test_a_flood_of_garbage_is_read_and_forgotten(witness: Witness) -> None:
     witness.start(shell("yes"))
     garbage = await witness.first("garbage")
-    assert len(garbage.quoted) < 4 * 4096 + 10
+    assert len(garbage.said) <= QUOTE_BYTES
 
 
 async def test_what_came_before_the_garbage_counts(witness: Witness) -> None:
@@ -242,6 +251,124 @@ async def test_what_came_before_the_garbage_counts(witness: Witness) -> None:
     assert await witness.result() == "as if nothing happened"
     await witness.first("garbage")
     assert witness.kinds == ["payload", "doomed", "garbage"]
+
+
+# Frames that stop half-way.
+
+
+async def test_a_frame_that_is_not_read_in_its_time_is_told_and_told_again(witness: Witness) -> None:
+    process = witness.start(shell("exec sleep 1000"), write_timeout=0.3)
+    began = time.monotonic()
+    witness.ask("echo", {"text": "x" * MEGABYTE})
+    witness.ask("echo")
+    assert process.unread == 2
+    stall = await witness.first("stalled")
+    assert isinstance(stall, Stall)
+    assert stall.direction is Direction.TO_BRIDGE
+    assert re.search(r"does not read: [\d,]{7,} bytes of a frame .* stdin after the write timeout of 0.3 s", str(stall))
+    assert 0.29 < witness.times["stalled"] - began < 3
+    await until(lambda: len(witness.said("stalled")) == 2)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+async def test_a_bridge_that_reads_slowly_is_not_one_that_does_not_read(witness: Witness, frames: int) -> None:
+    program = "import os, time\nfor _ in range(5):\n    time.sleep(0.3)\n    left = 200_000\n"
+    program += "    while left: left -= len(os.read(0, left))\n"
+    process = witness.start((*PYTHON, "-c", program), write_timeout=1.0)
+    for _ in range(frames):
+        process.send(b"x" * (1_000_000 // frames - 4))
+    assert process.unread >= frames - 1
+    await until(lambda: process.unread == 0)
+    await witness.end()
+    assert not witness.said("stalled")
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (
+            "half_header_then_stall",
+            r'half a frame, 3 of the 4 bytes of its length, after the frame timeout of 0.3 s: "',
+        ),
+        ("half_frame_then_stall", r'half a frame, 2\d of its 6\d bytes, after the frame timeout of 0.3 s: "{"id": 1, '),
+        ("trickle", r"half a frame, \d+ of its 100,\d+ bytes, after the frame timeout of 0.3 s"),
+        ("length_counts_itself", r"looks whole: does its length count the four bytes of the length itself\?"),
+    ],
+)
+async def test_a_frame_that_is_not_whole_in_its_time_is_told(witness: Witness, mode: str, said: str) -> None:
+    witness.start(misbehave(mode), frame_timeout=0.3)
+    witness.ask()
+    stall = await witness.first("stalled")
+    assert isinstance(stall, Stall)
+    assert stall.direction is Direction.FROM_BRIDGE
+    assert re.search(said, str(stall)), stall
+    await until(lambda: len(witness.said("stalled")) == 2)
+
+
+async def test_each_frame_has_its_own_time_to_be_written(witness: Witness) -> None:
+    # Every write ends in the middle of a frame: one is always begun, and none is late.
+    program = "import os, time\nfor _ in range(8):\n    os.write(1, b'\\0\\0\\0\\2{')\n    time.sleep(0.15)\n"
+    program += "    os.write(1, b'}\\0\\0\\0\\2{')\n    time.sleep(0.15)\n    os.write(1, b'}')\n"
+    witness.start((*PYTHON, "-c", program), frame_timeout=1.2)
+    await witness.end()
+    assert len(witness.said("payload")) == 16
+    assert not witness.said("stalled")
+
+
+# A private pair of descriptors for frames.
+
+# Copies frames, and talks beside them.
+TALKER = """
+import os
+source, sink = map(int, os.environ.pop("QUAYBRIDGE_PROTOCOL_FDS").split(","))
+os.write(1, b"stdin holds %r\\n" % os.read(0, 10))
+while data := os.read(source, 65536):
+    os.write(1, b"Loading model weights\\n")
+    os.write(2, b"and a warning\\n")
+    os.write(sink, data)
+os.write(1, b"descriptors %r\\n" % sorted(map(int, os.listdir("/proc/self/fd"))))
+"""
+
+
+async def test_with_descriptors_of_their_own_frames_meet_nothing_that_is_printed(witness: Witness) -> None:
+    process = witness.start((*PYTHON, "-c", TALKER), protocol_fd=True)
+    for _ in range(3):
+        process.send(b'{"n":1}')
+        await asyncio.sleep(0)
+    await until(lambda: len(witness.said("payload")) == 3)
+    process.end_input()
+    ended = await witness.end()
+    assert ended.code == 0
+    lines = witness.said("stderr")
+    assert lines[0] == "stdin holds b''"
+    assert {"Loading model weights", "and a warning"} <= set(lines)
+    assert len(lines[-1].split(",")) == 6, lines  # 0, 1, 2, the pair, and the one that looks
+    assert ended.stderr[-1] == lines[-1]
+    assert not witness.said("garbage")
+
+
+async def test_a_private_descriptor_that_is_closed_is_told_by_its_name(witness: Witness) -> None:
+    program = "import os, time; os.close(int(os.environ['QUAYBRIDGE_PROTOCOL_FDS'].split(',')[1])); time.sleep(1000)"
+    witness.start((*PYTHON, "-c", program), protocol_fd=True)
+    assert await witness.first("closed") == "descriptor for replies"
+
+
+# Where it hangs.
+
+
+async def test_only_a_process_of_its_own_group_is_asked_for_its_stacks(witness: Witness) -> None:
+    stranger = await asyncio.create_subprocess_exec("sleep", "1000")
+    try:
+        process = witness.start(shell("sleep 1000"))
+        process.ask_stacks(stranger.pid, signal.SIGTERM)
+        process.ask_stacks(2**31 - 1, signal.SIGTERM)
+        process.ask_stacks(process.pid, signal.SIGTERM)
+        assert (await witness.end()).signal == signal.SIGTERM
+        process.ask_stacks(process.pid, signal.SIGTERM)
+    finally:
+        stranger.kill()
+        await stranger.wait()
+    assert stranger.returncode == -signal.SIGKILL
 
 
 # Pipes that are closed.
@@ -373,6 +500,18 @@ async def test_its_memory_peak_is_told_where_linux_can_tell_it(witness: Witness)
     peak = (await witness.end()).memory_peak
     assert peak is not None
     assert size * MEGABYTE < peak < (size + 100) * MEGABYTE
+
+
+async def test_a_memory_peak_that_was_looked_at_is_told_though_it_is_less_than_the_nodes_own(witness: Witness) -> None:
+    process = witness.start(misbehave("leak", 20))
+    witness.ask()
+    await witness.first("payload")
+    process.look()
+    process.send_signal(signal.SIGKILL)
+    peak = (await witness.end()).memory_peak
+    assert peak is not None
+    assert 20 * MEGABYTE < peak < 120 * MEGABYTE
+    process.look()
 
 
 async def test_a_memory_peak_that_would_be_the_nodes_own_is_not_told(witness: Witness) -> None:

@@ -145,6 +145,11 @@ async def test_the_environment_and_the_file_name_the_broker(tmp_path: Path, clos
         ("/", "eager", "service a: '/' is a directory: name a program"),
         (__file__, "eager", f"service a: {__file__!r} is not executable"),
         ("sh -c 'exit 7'", "eager", "exit code 7"),
+        (
+            "sh -c 'echo Loading model; sleep 9'",
+            "eager",
+            '"Loading model\\n" looks like text: did the program print to',
+        ),
     ],
 )
 async def test_a_bridge_that_cannot_start_ends_with_5(bridge: str, start: str, told: str, closed: str) -> None:
@@ -164,6 +169,39 @@ async def test_a_signal_ends_a_worker_that_still_waits_for_its_broker(number: si
     assert ended.status == 0
     assert "Traceback" not in ended.err
     assert not bridge.is_running()
+
+
+def worker_arguments(bridge: str, broker: str) -> tuple[str, ...]:
+    return ("--service", "a", "--bridge", bridge, "--bridges", "1", "--broker", broker)
+
+
+async def test_sigusr1_has_a_worker_log_what_each_slot_is_doing(closed: str) -> None:
+    async with running("worker", *worker_arguments(ECHO, closed)) as worker:
+        pid = (await worker.said(r"bridge (\d+) is ready"))[1]
+        worker.process.send_signal(signal.SIGUSR1)
+        await worker.said(rf"INFO +a\[0\] idle: bridge {pid}, up \d+\.\d s, 0 served, \d+\.\d MB\n")
+        worker.process.send_signal(signal.SIGTERM)
+        assert (await worker.ended()).status == 0
+
+
+async def test_a_bridge_that_prints_to_stdout_is_told_of_in_one_line(closed: str, tmp_path: Path) -> None:
+    reply = b'{"id":0,"success":true,"result":1}'
+    said = len(reply).to_bytes(4, "big") + reply
+    file = tmp_path / "bridge.py"
+    file.write_text(
+        f"import os, time; os.read(0, 999); os.write(1, {said!r}); time.sleep(0.3)\nprint('Model loaded', flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    async with running("worker", *worker_arguments(f"{sys.executable} {file}", closed)) as worker:
+        pid = (await worker.said(r"bridge (\d+) is ready"))[1]
+        await worker.said(
+            rf"WARNING +a\[0\]: bridge {pid} .*Model loaded.*looks like text: did the program print to stdout"
+        )
+        worker.process.send_signal(signal.SIGTERM)
+        ended = await worker.ended()
+    assert (
+        len([line for line in ended.err.splitlines() if f"bridge {pid} " in line]) == 2
+    )  # it was ready, and it printed
 
 
 async def test_an_interrupted_call_ends_with_130_and_silence(silent: socket.socket) -> None:

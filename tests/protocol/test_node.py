@@ -6,14 +6,18 @@ import asyncio
 import json
 import logging
 import os
+import re
 import resource
 import signal
+import textwrap
 import time
+from collections import deque
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from rig import PATIENCE, PYTHON, Rig, echo, foreign, misbehave, until
+from rig import PATIENCE, PYTHON, Rig, echo, foreign, misbehave, until, with_sdk
 
 from bridge_protocol.envelope import request_properties
 from bridge_protocol.errors import (
@@ -32,10 +36,12 @@ from bridge_protocol.messages import Request, encode_request
 from bridge_protocol.topology import EXCHANGE
 from broker.contract import Consumer, Message
 from broker.memory import MemoryChannel
+from worker_node import dispatcher
 from worker_node.core.lookahead import SAMPLES
 from worker_node.core.pool import Phase
 from worker_node.dispatcher import Dispatcher
 from worker_node.node import BridgeStartError, Node
+from worker_node.out_of_memory import OutOfMemoryKills
 
 MEGABYTE = 1024 * 1024
 QUEUE, DEAD = "quaybridge.work", "quaybridge.work.dead"
@@ -44,7 +50,10 @@ SPEAKER = """
 import json, os, struct
 def requests():
     while header := os.read(0, 4):
-        yield json.loads(os.read(0, struct.unpack(">I", header)[0]))
+        left, asked = struct.unpack(">I", header)[0], b""
+        while len(asked) < left:
+            asked += os.read(0, left - len(asked))
+        yield json.loads(asked)
 def tell(id, **said):
     told = json.dumps({"id": id, **said}).encode()
     told = struct.pack(">I", len(told)) + told
@@ -68,6 +77,12 @@ def handed_back(rig: Rig) -> int:
 
 def states(service: Dispatcher) -> list[str]:
     return [slot.state for slot in service.pool.slots if slot.seat is not None]
+
+
+def bridge_lines(caplog: pytest.LogCaptureFixture, pid: int) -> list[str]:
+    """The warnings about a bridge."""
+    texts = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    return [text for text in texts if f"bridge {pid} " in text]
 
 
 def hold_four(service: Dispatcher) -> None:
@@ -187,6 +202,9 @@ async def test_a_bridge_that_asks_for_it_is_replaced_after_its_reply(rig: Rig) -
         ("not_an_object", ProtocolViolation, "bad_start"),
         ("no_success", ProtocolViolation, "bad_envelope"),
         ("invalid_utf8_reply", ProtocolViolation, "bad_utf8"),
+        ("raises", BridgeCrashed, "exit code 1"),
+        ("json_without_a_length", ProtocolViolation, "looks like JSON without its length"),
+        ("little_endian", ProtocolViolation, "looks like a little-endian length"),
         ("closes_stdout", ProtocolViolation, "it closed its stdout and lives on"),
     ],
 )
@@ -209,9 +227,55 @@ async def test_a_bridge_that_misbehaves_costs_its_request_and_nothing_else(
     assert letter.properties.headers["code"] == exception.code
 
 
-async def test_text_on_stdout_is_guessed_to_be_text(rig: Rig) -> None:
-    await rig.serve(misbehave("print_then_reply"))
-    assert "looks like text" in (await failure(rig)).message
+async def test_text_on_stdout_is_guessed_to_be_text_and_kept_for_a_look(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = await rig.serve(misbehave("reply_then_print"))
+    pid = await rig.call("pid")
+    await rig.call("misbehave")
+    await until(lambda: service.pool.slots[0].greeted and rig.bridge().process.pid != pid)
+    (line,) = bridge_lines(caplog, pid)
+    assert line == (
+        f"work[0]: bridge {pid} broke the protocol: it wrote what is no frame: frame_too_large: a length of "
+        '1,466,004,078 bytes, the limit is 16,777,216: "Warning: text that nobody asked for\\n" '
+        "looks like text: did the program print to stdout, or is its stderr merged into it?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        ("warns", "UserWarning: the model is old"),
+        ("raises", "(RuntimeError: the model is gone): is the program's stderr merged into its stdout?"),
+    ],
+)
+async def test_stderr_that_is_merged_into_stdout_is_found_out_at_its_first_word(rig: Rig, mode: str, said: str) -> None:
+    # As a port with stderr_to_stdout has it: nobody sees why, and everything after it is read as a length.
+    await rig.serve(("/bin/sh", "-c", f"exec {' '.join(misbehave(mode))} 2>&1"), bridges=2)
+    for _ in range(3):
+        began = time.monotonic()
+        error = await failure(rig)
+        assert time.monotonic() - began < 5
+        assert type(error) is ProtocolViolation
+        assert "looks like text" in error.message
+        assert "stderr merged into" in error.message
+        assert said in error.message
+        assert said[:20].strip("(") in error.details["stdout"]
+        assert await rig.call("echo", {"after": "wards"}) == {"after": "wards"}
+
+
+async def test_a_long_text_on_stdout_is_quoted_in_short_and_kept_at_length(rig: Rig) -> None:
+    program = SPEAKER + (
+        "for asked in requests():\n"
+        "    if asked['command'] == 'ping':\n"
+        "        tell(asked['id'], success=True, result=1)\n"
+        "    else:\n"
+        "        os.write(1, b'Loading ' + b'x' * 5000 + b'\\n')\n"
+    )
+    await rig.serve((*PYTHON, "-c", program))
+    error = await failure(rig)
+    assert f'"Loading {"x" * 56}"… looks like text' in error.message
+    assert error.details["stdout"] == f'"Loading {"x" * 1016}"…'
 
 
 async def test_a_second_reply_costs_the_bridge_but_not_the_request(rig: Rig) -> None:
@@ -254,7 +318,7 @@ async def test_a_request_over_the_limit_never_reaches_a_bridge(rig: Rig) -> None
     assert len(rig.broker.messages(DEAD)) == 1
 
 
-@pytest.mark.parametrize("mode", ["hang", "hang_ignoring_sigterm", "half_frame_then_stall"])
+@pytest.mark.parametrize("mode", ["hang", "hang_ignoring_sigterm", "half_frame_then_stall", "stops_itself"])
 async def test_a_bridge_that_hangs_is_killed_after_the_run_timeout(rig: Rig, mode: str) -> None:
     await rig.serve(misbehave(mode), run_timeout=0.3, stop_timeout=0.1)
     pid = await rig.call("pid")
@@ -264,8 +328,111 @@ async def test_a_bridge_that_hangs_is_killed_after_the_run_timeout(rig: Rig, mod
     assert "0.3 s" in error.message
     assert time.monotonic() - began < 2
     assert not psutil.pid_exists(pid)  # it was dead before the failure was told
-    assert error.details["signal"] == ("SIGKILL" if mode == "hang_ignoring_sigterm" else "SIGTERM")
+    assert error.details["signal"] == ("SIGKILL" if mode in ("hang_ignoring_sigterm", "stops_itself") else "SIGTERM")
     assert await rig.call("echo", {"a": 1}) == {"a": 1}
+
+
+async def test_a_bridge_that_ignores_sigterm_is_told_of_in_one_line(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await rig.serve(misbehave("hang_ignoring_sigterm"), run_timeout=0.3, stop_timeout=0.1)
+    pid = await rig.call("pid")
+    error = await failure(rig)
+    assert error.details["timeout"] == "run_timeout"
+    (line,) = bridge_lines(caplog, pid)
+    assert re.fullmatch(
+        rf"work\[0\]: bridge {pid} gave no reply within the run timeout of 0.3 s; it ignored SIGTERM for 0\.\d s "
+        r"and was killed: signal SIGKILL after \d\.\d s, 1 served, memory peak \d+\.\d MB",
+        line,
+    )
+
+
+@pytest.mark.parametrize("ignored", ["", "trap '' TERM; "])
+async def test_a_bridge_that_does_not_read_is_killed_after_the_write_timeout_and_its_request_tried_again(
+    rig: Rig, caplog: pytest.LogCaptureFixture, ignored: str
+) -> None:
+    # What was not read did not run: that is tried again whatever is said of timeouts.
+    retry = {"max_attempts": 2, "first_delay": 0.1}
+    command = ("/bin/sh", "-c", f"{ignored}exec {' '.join(misbehave('does_not_read'))}")
+    service = await rig.serve(command, write_timeout=0.4, stop_timeout=0.1, retry=retry)
+    await rig.call("misbehave")  # from now on it reads nothing
+    pid = rig.bridge().process.pid
+    began = time.monotonic()
+    text = "x" * MEGABYTE
+    assert await rig.call("echo", {"text": text}) == {"text": text}
+    assert 0.4 < time.monotonic() - began < 8
+    assert service.settlement.counts.retried == 1
+    first, *others = bridge_lines(caplog, pid)
+    assert "it does not read: " in first
+    assert "after the write timeout of 0.4 s" in first
+    assert ["ignored SIGTERM" in line for line in others] == [True] * bool(ignored)
+
+
+async def test_a_write_timeout_is_a_timeout_that_names_itself(rig: Rig) -> None:
+    await rig.serve(misbehave("does_not_read"), write_timeout=0.3, stop_timeout=0.1)
+    await rig.call("misbehave")
+    error = await failure(rig, "echo", {"text": "x" * MEGABYTE})
+    assert type(error) is BridgeTimeout
+    assert error.details["timeout"] == "write_timeout"
+    assert "after the write timeout of 0.3 s" in error.message
+    assert error.details["signal"] == "SIGTERM"
+
+
+async def test_a_bridge_at_work_may_leave_its_next_request_unread(rig: Rig) -> None:
+    program = SPEAKER + (
+        "import time\n"
+        "for asked in requests():\n"
+        "    if asked['command'] == 'ping':\n"
+        "        tell(asked['id'], success=True, result={'capabilities': {'concurrency': 2}})\n"
+        "    elif asked['command'] == 'large':\n"
+        "        tell(asked['id'], success=True, result=len(asked['args']['text']))\n"
+        "    else:\n"
+        "        time.sleep(1.2)\n"
+        "        tell(asked['id'], success=True, result='at last')\n"
+    )
+    service = await rig.serve((*PYTHON, "-c", program), write_timeout=0.3)
+    await until(lambda: service.pool.capacity == 2)
+    busy = await rig.producer.submit("work", "sleep")
+    await until(lambda: service.pool.slots[0].runs)
+    large = await rig.producer.submit("work", "large", {"text": "x" * MEGABYTE})
+    assert (await busy).result == "at last"
+    assert (await large).result == MEGABYTE
+    assert service.settlement.counts.failed == 0
+
+
+@pytest.mark.parametrize("mode", ["half_header_then_stall", "half_frame_then_stall", "trickle", "length_counts_itself"])
+async def test_half_a_frame_ends_by_the_frame_timeout(rig: Rig, mode: str) -> None:
+    await rig.serve(misbehave(mode), frame_timeout=0.3, stop_timeout=0.1)
+    pid = await rig.call("pid")
+    began = time.monotonic()
+    error = await failure(rig)
+    assert type(error) is BridgeTimeout
+    assert "half a frame, " in error.message
+    assert "after the frame timeout of 0.3 s" in error.message
+    assert error.details["timeout"] == "frame_timeout"
+    assert error.details["pid"] == pid
+    assert time.monotonic() - began < 5
+    assert await rig.call("echo", {"a": 1}) == {"a": 1}
+
+
+async def test_of_several_requests_half_a_frame_may_answer_each_is_tried_again_alone(rig: Rig) -> None:
+    program = SPEAKER + (
+        "for asked in requests():\n"
+        "    if asked['command'] == 'ping':\n"
+        "        tell(asked['id'], success=True, result={'capabilities': {'concurrency': 2}})\n"
+        "    elif asked['command'] == 'half':\n"
+        "        os.write(1, b'\\0\\0')\n"
+        "    elif 'attempt' in asked:\n"
+        "        tell(asked['id'], success=True, result='innocent')\n"
+    )
+    retry = {"max_attempts": 3, "first_delay": 0.1}
+    service = await rig.serve((*PYTHON, "-c", program), frame_timeout=0.3, stop_timeout=0.1, retry=retry)
+    await until(lambda: service.pool.capacity == 2)
+    innocent = await rig.producer.submit("work", "innocent")
+    await until(lambda: service.pool.slots[0].runs)
+    half = await rig.producer.submit("work", "half")
+    assert (await innocent).result == "innocent"
+    with pytest.raises(BridgeTimeout) as raised:
+        await half
+    assert raised.value.attempt == 2
 
 
 async def test_the_whole_process_group_of_a_bridge_that_hangs_dies_with_it(rig: Rig) -> None:
@@ -312,17 +479,62 @@ async def test_a_crash_is_told_with_all_that_is_known_of_it(rig: Rig) -> None:
     await rig.call("echo")
     details = dict((await failure(rig)).details)
     assert details.pop("uptime") > 0
+    details.pop("memory_peak")  # seen, or not, before it died
     assert details == {
         "exit_code": 1,
         "signal": None,
+        "oom": False,
         "pid": pid,
         "slot": 0,
         "served": 2,
-        "memory_peak": None,  # less than the node's own
         "stderr": ["last words"],
     }
     (letter,) = rig.broker.messages(DEAD)
     assert json.loads(letter.properties.headers["details"])["stderr"] == ["last words"]
+
+
+async def test_a_crash_is_logged_in_one_line_with_all_that_is_known_of_it(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rig.serve(misbehave("exit1_mid_request"))
+    pid = await rig.call("pid")
+    rig.nodes[0].services[0].look()
+    await failure(rig)
+    (line,) = bridge_lines(caplog, pid)
+    assert re.fullmatch(
+        rf"work\[0\]: bridge {pid} ended by itself: exit code 1 after \d\.\d s, 1 served, memory peak \d+\.\d MB; "
+        "its last words: last words",
+        line,
+    )
+
+
+async def test_a_kill_for_want_of_memory_is_told_where_the_kernel_says_so(
+    rig: Rig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    count = tmp_path / "memory.events"
+    count.write_text("oom_kill 3\n")
+    program = f"import os, signal; open({str(count)!r}, 'w').write('oom_kill 4\\n'); os.kill(os.getpid(), 9)"
+    # It says what the kernel would, and dies as the kernel has it die.
+    answering = SPEAKER + (
+        "for asked in requests():\n"
+        "    if asked['command'] == 'work':\n"
+        f"        {program}\n"
+        "    if asked['command'] == 'killed':\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "    tell(asked['id'], success=True, result=1)\n"
+    )
+    node = rig.node((*PYTHON, "-c", answering))
+    node._out_of_memory = OutOfMemoryKills(time.monotonic, [count])
+    await rig.producer.start()
+    await node.start()
+    error = await failure(rig, "work")
+    assert type(error) is BridgeCrashed
+    assert error.details["oom"] is True
+    assert f"signal SIGKILL, for want of memory: oom_kill in {count} went from 3 to 4" in error.message
+    assert "for want of memory" in caplog.text
+    error = await failure(rig, "killed")
+    assert error.details["oom"] is False
+    assert "memory" not in error.message
 
 
 async def test_a_crash_of_a_large_bridge_tells_its_memory_peak(rig: Rig) -> None:
@@ -394,18 +606,102 @@ async def test_of_several_requests_on_a_bridge_none_is_called_too_large_until_it
     assert service.settlement.counts.retried == 2
 
 
+def pipelined(body: str) -> tuple[str, ...]:
+    """A bridge that takes three requests at once; `body` has them in `asked`, by command."""
+    program = SPEAKER + (
+        "asked = {}\n"
+        "for one in requests():\n"
+        "    if one['command'] == 'ping':\n"
+        "        tell(one['id'], success=True, result={'capabilities': {'concurrency': 3}})\n"
+        "        continue\n"
+        "    asked[one['command']] = one['id']\n"
+        "    if 'attempt' in one:\n"
+        "        tell(one['id'], success=True, result=one['attempt'])\n"
+        "    elif len(asked) == 3:\n"
+    )
+    return (*PYTHON, "-c", program + textwrap.indent(textwrap.dedent(body), " " * 8))
+
+
+async def three(rig: Rig, service: Dispatcher) -> list[Any]:
+    """What became of three requests that were in flight on one bridge together: result, code or attempt."""
+    await until(lambda: service.pool.capacity == 3)
+    handles = [await rig.producer.submit("work", name) for name in "abc"]
+    outcomes = await asyncio.gather(*handles, return_exceptions=True)
+    return [outcome if isinstance(outcome, Exception) else outcome.result for outcome in outcomes]
+
+
+async def test_replies_may_come_in_any_order(rig: Rig) -> None:
+    body = "for name in 'cab':\n    tell(asked[name], success=True, result=name * 2)\n"
+    service = await rig.serve(pipelined(body))
+    assert await three(rig, service) == ["aa", "bb", "cc"]
+    assert service.pool.slots[0].served == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("tell(asked['b'], success=True, result='bb')\ntell(asked['b'], success=True, result='again')", "which it was"),
+        ("tell(asked['b'], success=True, result='bb')\ntell(12345, success=True, result='whose?')", "id 12345, which"),
+        ("tell(asked['b'], success=True, result='bb')\ntell(0, success=True, result='handshake')", "id 0, which"),
+        ("tell(asked['b'], success=True, result='bb')\ntell(12345, event='progress', data=1)", "id 12345, which"),
+    ],
+    ids=["twice", "unknown", "handshake", "progress of none"],
+)
+async def test_a_wrong_or_repeated_id_fails_each_request_left_once_and_the_answered_one_stays_answered(
+    rig: Rig, body: str, said: str
+) -> None:
+    service = await rig.serve(pipelined(body))
+    first, second, third = await three(rig, service)
+    assert second == "bb"
+    for error in (first, third):
+        assert type(error) is ProtocolViolation
+        assert said in error.message
+        assert error.attempt == 1
+    counts = service.settlement.counts
+    assert (counts.succeeded, counts.failed, counts.dead) == (1, 2, 2)
+    assert len(rig.broker.messages(DEAD)) == 2
+
+
+async def test_a_crash_has_each_request_in_flight_tried_again_once_and_says_which_try_it_was(rig: Rig) -> None:
+    body = "tell(asked['b'], success=True, result='bb')\nos._exit(0)"
+    service = await rig.serve(pipelined(body), retry={"max_attempts": 2, "first_delay": 0.1})
+    assert await three(rig, service) == [2, "bb", 2]
+    counts = service.settlement.counts
+    assert (counts.succeeded, counts.retried, counts.failed) == (3, 2, 0)
+
+
 # Stderr.
 
 
-async def test_a_flood_of_stderr_without_a_line_end_costs_the_node_nothing(
-    rig: Rig, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("mode", "size", "said"),
+    [
+        ("stderr_flood", 1024 * MEGABYTE, r"x{8192} … \([\d,]+ bytes more\)"),
+        ("stderr_flood_binary", 64 * MEGABYTE, r"(\\xff\\x1b\[31m\\r\\x00\\xe2\\x82)+.{0,30} … \([\d,]+ bytes more\)"),
+        ("stderr_flood_lines", 64 * MEGABYTE, r"… \([\d,]+ lines left out\)"),
+    ],
+)
+async def test_a_flood_of_stderr_costs_the_node_nothing_and_the_request_is_answered(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, mode: str, size: int, said: str
 ) -> None:
-    caplog.set_level(logging.INFO, "quaybridge.bridge")
-    await rig.serve(misbehave("stderr_flood", 64 * MEGABYTE))
-    await rig.call("echo")
+    lines: deque[str] = deque(maxlen=3000)  # not caplog: that keeps all there ever was
+    monkeypatch.setattr(dispatcher.bridge_logger, "info", lambda text, *values: lines.append(text % values))
+    service = await rig.serve(misbehave(mode, size), bridges=2, run_timeout=600.0)
+    await until(lambda: service.pool.ready == 2)
     before = psutil.Process().memory_info().rss
-    assert await rig.call("misbehave") == "as if nothing happened"
+    flooding = await rig.producer.submit("work", "misbehave", timeout=600)
+    worst = 0.0
+    while not flooding.done():  # nobody else notices
+        began = time.monotonic()
+        await rig.call("echo")
+        worst = max(worst, time.monotonic() - began)
+        await asyncio.sleep(0.01)
+    assert (await flooding).result == "as if nothing happened"
     assert psutil.Process().memory_info().rss - before < 20 * MEGABYTE
+    assert worst < 2
+    await rig.nodes[0].drain()
+    assert all(line.isprintable() for line in lines)
+    assert any(re.fullmatch(rf"work\[\d\] \S+: {said}", line) for line in lines), lines[-1][-200:]
 
 
 async def test_stderr_is_logged_with_the_service_the_slot_and_the_request_and_made_safe(
@@ -479,6 +775,122 @@ async def test_a_bridge_that_can_cancel_is_asked_to_and_keeps_its_warm_state(rig
     assert await rig.call("pid") == pid
 
 
+# Where it hangs.
+
+
+@pytest.mark.parametrize(
+    ("command", "launch", "said"),
+    [
+        ("hang_in_c", "directly", ["hangs.py .* in hang_in_c"]),
+        ("hang_deep", "through a shell", ["threading.py .* in wait", "hangs.py .* in hang_in_python"]),
+    ],
+)
+async def test_a_bridge_that_hangs_says_where_before_it_is_killed(
+    rig: Rig, command: str, launch: str, said: list[str]
+) -> None:
+    program = with_sdk("hangs")
+    if launch == "through a shell":  # which a signal meant for Python would end
+        program = ("/bin/sh", "-c", f"{' '.join(program)}; exit $?")
+    await rig.serve(program, run_timeout=0.3, stop_timeout=1.0)
+    error = await failure(rig, command)
+    assert type(error) is BridgeTimeout
+    assert error.details["signal"] == "SIGTERM"
+    lines = error.details["stderr"]
+    main = max(n for n, line in enumerate(lines) if line.endswith("(most recent call first):"))
+    assert any("_watch" in line for line in lines[:main])  # every thread, the one that hangs last
+    calls = "\n".join(lines[main:]).replace('", line', "")
+    assert all(re.search(pattern, calls) for pattern in said), lines
+    assert await rig.call("echo", {"text": "a"}) == "a"
+
+
+async def test_a_bridge_that_answers_its_cancel_lives_and_its_failure_says_where_it_was(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quaybridge.bridge")
+    service = await rig.serve(with_sdk("hangs"), run_timeout=0.3, stop_timeout=2.0)
+    pid = rig.bridge().process.pid
+    error = await failure(rig, "wait_politely")
+    assert type(error) is BridgeTimeout
+    assert error.details["timeout"] == "run_timeout"
+    assert "time.sleep(1000)" in error.details["traceback"]
+    await asyncio.sleep(service.settings.stop_timeout / 2 + 0.1)  # by now a bridge that hangs was asked
+    assert await rig.call("echo", {"text": "a"}) == "a"
+    assert rig.bridge().process.pid == pid
+    assert not [record for record in caplog.records if record.name == "quaybridge.bridge"]
+
+
+async def test_a_node_says_what_every_slot_is_doing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "quaybridge.node")
+    service = await rig.serve(echo(2), bridges=2)
+    await until(lambda: service.pool.capacity == 4)
+    handle = await rig.producer.submit("work", "sleep", {"seconds": 1})
+    await until(lambda: service.pool.slots[0].runs)
+    caplog.clear()
+    rig.nodes[0].log_state()
+    lines = [record.getMessage() for record in caplog.records]
+    busy, idle = (f"work[{n}] {state}: bridge {rig.bridge(n).process.pid}" for n, state in enumerate(("busy", "idle")))
+    assert re.fullmatch(
+        re.escape(busy) + rf", up \d+\.\d s, 0 served, \d+\.\d MB; sleep {handle.message_id} for \d\.\d s", lines[0]
+    )
+    assert re.fullmatch(re.escape(idle) + r", up \d+\.\d s, 0 served, \d+\.\d MB", lines[1])
+    await handle
+
+
+# The frames, written down.
+
+
+async def test_frames_are_written_down_for_whoever_asks_and_a_full_disk_costs_no_request(
+    rig: Rig, tmp_path: Path
+) -> None:
+    debug = {"directory": str(tmp_path), "args": True}
+    service = await rig.serve(foreign(), debug=debug)
+    await rig.call("echo", {"text": "hi", "api_key": "hunter2"})
+    pid = rig.bridge().process.pid
+    lines = (tmp_path / "n1.work.frames.log").read_text().splitlines()
+    assert [re.sub(r"^\S+|[\d,]+ bytes|id=\d+|\S+$", "", line).split() for line in lines[2:]] == [
+        [">", "[0]", "echo"],
+        ["<", "[0]", "success"],
+    ]
+    assert lines[0].split(" bytes ")[1].startswith("id=0 ping {")
+    assert "hunter2" not in "".join(lines)
+    assert '"text":"hi","api_key":"[redacted]"' in lines[2]
+    assert service._frames is not None
+    service._frames.close()
+    service._frames._path = Path("/dev/full")
+    for n in range(3):
+        await rig.call("echo", {"n": n})
+    assert rig.bridge().process.pid == pid
+
+
+async def test_no_frames_are_written_down_unasked(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    service = await rig.serve(foreign())
+    await rig.call("echo", {"text": "hi"})
+    assert service._frames is None
+    assert not list(tmp_path.iterdir())
+
+
+async def test_what_comes_after_its_deadline_counts_for_nobody(rig: Rig) -> None:
+    # It answers the one that was cancelled all the same, as if in time; the next one waits for that.
+    program = SPEAKER + (
+        "late = None\n"
+        "for asked in requests():\n"
+        "    if asked['command'] == 'ping':\n"
+        "        tell(asked['id'], success=True, result={'capabilities': {'cancel': True}})\n"
+        "    elif asked['command'] == 'cancel':\n"
+        "        tell(asked['args']['id'], success=True, result='too late')\n"
+        "    elif asked['command'] == 'next':\n"
+        "        tell(asked['id'], success=True, result='next')\n"
+    )
+    service = await rig.serve((*PYTHON, "-c", program), run_timeout=0.3)
+    late = await rig.producer.submit("work", "hang")
+    following = await rig.producer.submit("work", "next")
+    with pytest.raises(BridgeTimeout):
+        await late
+    assert (await following).result == "next"
+    assert service.settlement.counts.succeeded == 1
+
+
 # What comes in.
 
 
@@ -513,6 +925,53 @@ async def test_a_bridge_that_does_not_read_stalls_nobody_else(rig: Rig) -> None:
     rig.bridge(0).process.send_signal(signal.SIGKILL)
     with pytest.raises(BridgeCrashed):
         await stuck
+
+
+# A bridge that prints.
+
+
+async def test_with_protocol_fd_a_program_may_print_what_and_how_it_likes(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "quaybridge.bridge")
+    service = await rig.serve(with_sdk("prints"), protocol_fd=True)
+    pid = rig.bridge().process.pid
+    for _ in range(3):
+        seen = await rig.call("chat")
+    assert seen == {"descriptors": ["0", "1", "2", "3"], "variables": [], "stdin": ""}
+    assert rig.bridge().process.pid == pid
+    assert service.settlement.counts.failed == 0
+    said = ["Loading model weights...", "a C library says hello", "from Python", "from C", "from a child"]
+    await until(lambda: all(text in caplog.text for text in [*said, "from the descriptor"]))
+    await rig.nodes[0].drain()  # at the end of its requests it ends as any other
+    assert not bridge_lines(caplog, pid)
+
+
+async def test_without_protocol_fd_the_same_program_does_not_start_and_the_error_says_why(rig: Rig) -> None:
+    node = rig.node(with_sdk("prints"))
+    with pytest.raises(BridgeStartError, match=r'"Loading model weights.*looks like text: did the program print'):
+        await asyncio.wait_for(node.start(), PATIENCE)
+
+
+async def test_a_bridge_of_another_language_can_have_its_frames_apart_too(rig: Rig) -> None:
+    program = SPEAKER.replace("os.read(0", "os.read(source").replace("os.write(1", "os.write(sink") + (
+        "source, sink = map(int, os.environ['QUAYBRIDGE_PROTOCOL_FDS'].split(','))\n"
+        "print('chatter', flush=True)\n"
+        "for asked in requests():\n"
+        "    print('chatter', flush=True)\n"
+        "    descriptors = os.listdir('/proc/self/fd')\n"
+        "    tell(asked['id'], success=True, result=len(descriptors))\n"
+    )
+    service = await rig.serve((*PYTHON, "-c", program), protocol_fd=True, bridges=3)
+    await until(lambda: service.pool.ready == 3)
+    assert await rig.call("count") == 6  # 0 to 2, the pair, and the look itself
+
+
+async def test_a_bridge_whose_descriptors_are_lost_on_the_way_says_so(rig: Rig) -> None:
+    closing = "import os, sys; os.closerange(3, 100); os.execv(sys.argv[1], sys.argv[1:])"
+    node = rig.node((*PYTHON, "-c", closing, *with_sdk("prints")), protocol_fd=True)
+    with pytest.raises(BridgeStartError, match="does a program between the node and this one close those it inherits"):
+        await asyncio.wait_for(node.start(), PATIENCE)
 
 
 # What a bridge gets from its node.
@@ -556,11 +1015,12 @@ async def test_a_bridge_runs_where_it_is_told_to(rig: Rig, tmp_path: Any) -> Non
         (misbehave("exit_at_start"), {}, "cannot find the model file"),
         (misbehave("exit_zero_at_start"), {}, "exit code 0"),
         (misbehave("text_before_handshake"), {}, "Loading model weights"),
-        (misbehave("never_ready"), {"start_timeout": 0.3}, "no answer to its handshake in 0.3 s"),
+        (misbehave("never_ready"), {"start_timeout": 0.3}, "within the start timeout of 0.3 s"),
         (misbehave("refuses_handshake"), {}, "no GPU here"),
         (misbehave("handshake_not_json"), {}, "bad_json"),
         (misbehave("handshake_nonsense"), {}, "concurrency"),
         (misbehave("closes_stdout_at_start"), {}, "it closed its stdout"),
+        (misbehave("half_a_handshake"), {"frame_timeout": 0.3}, "after the frame timeout of 0.3 s"),
         (("/bin/cat",), {}, "what is no reply"),
     ],
 )
@@ -634,6 +1094,22 @@ async def test_another_node_serves_what_one_gave_back(rig: Rig, tmp_path: Any) -
     await rig.serve(misbehave("hang"))
     reply = await asyncio.wait_for(waiting.result(), PATIENCE)
     assert reply.node == "n2"
+
+
+async def test_a_node_without_free_descriptors_says_so_and_serves_again_when_there_are_some(rig: Rig) -> None:
+    service = await rig.serve(foreign(), max_restart_delay=0.2)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # the first that is free
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        os.kill(rig.bridge().process.pid, signal.SIGKILL)
+        await until(lambda: service.start_trouble)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert service.start_trouble is not None
+    assert "Too many open files" in service.start_trouble
+    assert (await rig.call("echo", {"a": 1}))["echoed"] == {"a": 1}
 
 
 # Connections.

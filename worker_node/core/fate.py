@@ -12,7 +12,10 @@ from bridge_protocol.topology import MAX_DELAY
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A request's failure. `retryable` and `retry_after` (seconds) are what the bridge itself asked for."""
+    """A request's failure. `retryable` and `retry_after` (seconds) are what the bridge itself asked for.
+
+    A timeout is `retryable` where it is known that it was not the request that took the time.
+    """
 
     code: Code
     message: str
@@ -89,7 +92,7 @@ def _retried(fault: Fault, policy: RetryPolicy) -> bool:
         case Code.BRIDGE_CRASHED | Code.PROTOCOL_VIOLATION:
             return True
         case Code.BRIDGE_TIMEOUT:
-            return policy.on_timeout
+            return policy.on_timeout or fault.retryable
         case Code.APPLICATION_ERROR:
             return fault.retryable
         case _:

@@ -67,6 +67,8 @@ class Reason(StrEnum):
     START_TIMEOUT = "start_timeout"
     RUN_TIMEOUT = "run_timeout"
     DEADLINE = "deadline"  # the request's own deadline passed
+    WRITE_TIMEOUT = "write_timeout"  # it did not read what it was sent
+    FRAME_TIMEOUT = "frame_timeout"  # it began a frame and did not end it
     VIOLATION = "violation"  # what it wrote cannot be trusted
     NEIGHBOUR = "neighbour"  # the ticket's bridge had to go because of another request on it
     MEMORY_HARD = "memory_hard"  # more memory than it may ever have
@@ -96,11 +98,22 @@ _FIRST_STEP: Final = {
     Reason.START_TIMEOUT: Step.TERMINATE,
     Reason.RUN_TIMEOUT: Step.TERMINATE,
     Reason.DEADLINE: Step.TERMINATE,
+    Reason.WRITE_TIMEOUT: Step.TERMINATE,
+    Reason.FRAME_TIMEOUT: Step.TERMINATE,
     Reason.VIOLATION: Step.KILL,
     Reason.MEMORY_HARD: Step.KILL,
 }
 # A bridge that went for one of these did something wrong: its slot waits longer each time before the next one.
-_FAULTS: Final = frozenset({Reason.CRASHED, Reason.START_FAILED, Reason.START_TIMEOUT, Reason.VIOLATION})
+_FAULTS: Final = frozenset(
+    {
+        Reason.CRASHED,
+        Reason.START_FAILED,
+        Reason.START_TIMEOUT,
+        Reason.WRITE_TIMEOUT,
+        Reason.FRAME_TIMEOUT,
+        Reason.VIOLATION,
+    }
+)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
