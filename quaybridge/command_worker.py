@@ -62,6 +62,7 @@ def worker(
     """
     # Until the event loop handles signals. As PID 1 of a container a process is deaf to those it has no handler for.
     signal.signal(signal.SIGTERM, _end_at_once)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet, and no reason to end
     with explained():
         from quaybridge.settings import BROKER, NODE_NAME, SettingsError, given, read_configuration
 

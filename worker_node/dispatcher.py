@@ -346,12 +346,12 @@ class Dispatcher:
     def _on_exit(self, bridge: Bridge, ended: BridgeExit) -> None:
         slot = bridge.slot
         before = self.pool.slots[slot]
-        if before.phase is Phase.STARTING:
-            self._start_failed(bridge, f"it ended before its handshake was done: {ended}", ended)
-        served = before.served
         killed = ended.signal == signal.SIGKILL and Step.KILL not in bridge.taken_down
         evidence = self._out_of_memory.evidence() if killed else None
         how = str(ended) + (f", for want of memory: {evidence}" if evidence is not None else "")
+        if before.phase is Phase.STARTING:
+            self._start_failed(bridge, f"it ended before its handshake was done: {how}", ended)
+        served = before.served
         trouble = bridge.trouble or Fault(code=Code.BRIDGE_CRASHED, message=f"the bridge ended in mid-request: {how}")
         bridge.trouble = replace(
             trouble,

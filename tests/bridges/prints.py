@@ -22,7 +22,7 @@ def chat() -> dict[str, object]:
     libc = ctypes.CDLL(None)
     libc.puts(b"from C")
     libc.fflush(None)
-    child = subprocess.run(["ls", "/proc/self/fd"], capture_output=True, text=True, check=True)
+    child = subprocess.run(["ls", "/proc/self/fd"], stdout=subprocess.PIPE, text=True, check=True, close_fds=False)
     subprocess.run(["echo", "from a child"], check=True)
     return {
         "descriptors": child.stdout.split(),

@@ -537,6 +537,15 @@ async def test_a_kill_for_want_of_memory_is_told_where_the_kernel_says_so(
     assert "memory" not in error.message
 
 
+async def test_a_bridge_for_which_there_is_no_memory_to_start_in_says_so(rig: Rig, tmp_path: Path) -> None:
+    count = tmp_path / "memory.events"
+    count.write_text("oom_kill 0\n")
+    node = rig.node(("/bin/sh", "-c", f"echo oom_kill 1 > {count}; kill -9 $$"))
+    node._out_of_memory = OutOfMemoryKills(time.monotonic, [count])
+    with pytest.raises(BridgeStartError, match=r"signal SIGKILL, for want of memory: oom_kill in \S+ went from 0 to 1"):
+        await asyncio.wait_for(node.start(), PATIENCE)
+
+
 async def test_a_crash_of_a_large_bridge_tells_its_memory_peak(rig: Rig) -> None:
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + 50
     await rig.serve(misbehave("leak", size))
@@ -822,7 +831,7 @@ async def test_a_bridge_that_answers_its_cancel_lives_and_its_failure_says_where
 async def test_a_node_says_what_every_slot_is_doing(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "quaybridge.node")
     service = await rig.serve(echo(2), bridges=2)
-    await until(lambda: service.pool.capacity == 4)
+    await until(lambda: service.pool.ready == 2)
     handle = await rig.producer.submit("work", "sleep", {"seconds": 1})
     await until(lambda: service.pool.slots[0].runs)
     caplog.clear()
