@@ -34,6 +34,7 @@ READ_SIZE = 256 * 1024
 # After bytes that are no frame: read on for so long, and keep so much of it.
 QUOTE_SECONDS = 0.2
 QUOTE_BYTES = 4096
+HELD_UP = 1.0  # seconds: a timer that is later than this says that the node itself was stopped, or too busy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,11 +287,14 @@ class BridgeProcess:
             self._frame_late.cancel()
             self._frame_late = None
         if begun and self._frame_late is None:
-            self._frame_late = self._loop.call_later(self._frame_timeout, self._not_whole)
+            due = self._loop.time() + self._frame_timeout
+            self._frame_late = self._loop.call_at(due, self._not_whole, due)
 
-    def _not_whole(self) -> None:
+    def _not_whole(self, due: float) -> None:
         self._frame_late = None
         self._time_frame(ended=False)
+        if self._loop.time() - due > HELD_UP:
+            return  # nobody read: the bridge may have been waiting for that
         came, missing = self._decoder.begun()
         how_far = (
             f"{len(came)} of the {HEADER_SIZE} bytes of its length"

@@ -197,7 +197,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.dies(data.draw(st.sampled_from(self.in_phase(Phase.STOPPING))))
 
     @precondition(lambda self: self.live)
-    @rule(data=st.data(), misfortune=st.sampled_from(["crash", "violation", "start_failed", "doom"]))
+    @rule(
+        data=st.data(),
+        misfortune=st.sampled_from(["crash", "violation", "write_timeout", "frame_timeout", "start_failed", "doom"]),
+    )
     def go_wrong(self, data: st.DataObject, misfortune: str) -> None:
         slot = data.draw(st.sampled_from(sorted(self.live)))
         match misfortune:

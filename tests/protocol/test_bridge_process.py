@@ -20,7 +20,16 @@ from rig import PATIENCE, PYTHON, descriptors, foreign, misbehave, until
 from bridge_protocol.errors import FrameKind
 from bridge_protocol.frames import DEFAULT_LIMIT
 from bridge_protocol.messages import Request, Result, decode_message, encode_request
-from worker_node.bridge_process import QUOTE_BYTES, QUOTE_SECONDS, BridgeExit, BridgeProcess, Direction, Garbage, Stall
+from worker_node.bridge_process import (
+    HELD_UP,
+    QUOTE_BYTES,
+    QUOTE_SECONDS,
+    BridgeExit,
+    BridgeProcess,
+    Direction,
+    Garbage,
+    Stall,
+)
 
 MEGABYTE = 1024 * 1024
 
@@ -307,11 +316,21 @@ async def test_a_frame_that_is_not_whole_in_its_time_is_told(witness: Witness, m
 
 async def test_each_frame_has_its_own_time_to_be_written(witness: Witness) -> None:
     # Every write ends in the middle of a frame: one is always begun, and none is late.
-    program = "import os, time\nfor _ in range(8):\n    os.write(1, b'\\0\\0\\0\\2{')\n    time.sleep(0.15)\n"
-    program += "    os.write(1, b'}\\0\\0\\0\\2{')\n    time.sleep(0.15)\n    os.write(1, b'}')\n"
-    witness.start((*PYTHON, "-c", program), frame_timeout=1.2)
+    program = "import os, time\nfor _ in range(6):\n    os.write(1, b'\\0\\0\\0\\2{')\n    time.sleep(0.1)\n"
+    program += "    os.write(1, b'}\\0\\0\\0\\2{')\n    time.sleep(0.1)\n    os.write(1, b'}')\n"
+    witness.start((*PYTHON, "-c", program), frame_timeout=0.9)
     await witness.end()
-    assert len(witness.said("payload")) == 16
+    assert len(witness.said("payload")) == 12
+    assert not witness.said("stalled")
+
+
+async def test_a_node_that_was_held_up_itself_does_not_blame_the_bridge(witness: Witness) -> None:
+    process = witness.start(misbehave("reply_over_limit", 3 * MEGABYTE), frame_timeout=0.5)
+    witness.ask()
+    while not process._decoder.in_frame:
+        await asyncio.sleep(0)
+    time.sleep(HELD_UP + 0.7)  # noqa: ASYNC251 (as SIGSTOP would have it)
+    await witness.first("payload")
     assert not witness.said("stalled")
 
 
