@@ -70,7 +70,7 @@ USAGE = [
     (["worker", "--bridge", "cat"], "--bridge needs --service, to say whose it is"),
     (["worker", "--service", "A", "--bridge", "cat"], "--service: services.A.name = 'A': 'A' is no service name"),
     (["worker", "--service", "a", "--bridge", "it's"], "--bridge: services.a.command"),
-    (["worker", "--service", "a", "--bridge", "cat", "--bridges", "0"], "--bridges: services.a.bridges = '0': should be 1 … 1024"),
+    (["worker", "--service", "a", "--bridge", "cat", "--bridges", "0"], "services.a.bridges = '0': should be 1 … 1024"),
     (["worker", "--service", "a", "--bridge", "cat", "--start", "now"], "--start: services.a.start = 'now'"),
     (["worker", "--service", "a", "--bridge", "cat", "--run-timeout", "0"], "--run-timeout: services.a.run_timeout"),
     (["worker", "--service", "a", "--bridge", "cat", "--broker", "http://a:hunter2@b"], "must be amqp or amqps"),
