@@ -18,6 +18,7 @@ from typing import Any, TypeGuard
 
 from bridge_protocol import codec
 from bridge_protocol.errors import FrameError, FrameKind
+from bridge_protocol.frames import DEFAULT_LIMIT
 
 PROTOCOL_VERSION = 1
 HANDSHAKE_ID = 0
@@ -274,9 +275,14 @@ def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | 
     raise FrameError(FrameKind.BAD_ENVELOPE, "a message needs 'success' or a known 'event'")
 
 
-def handshake(worker_id: str, timestamp: str = "") -> Request:
-    """The first request on every bridge; any success is READY. `worker_id` is `<node>-<slot>`."""
-    args = {"initialization": True, "worker_id": worker_id, "protocol": PROTOCOL_VERSION}
+def handshake(worker_id: str, timestamp: str = "", *, frame_limit: int = DEFAULT_LIMIT) -> Request:
+    """The first request on every bridge; any success is READY. `worker_id` is `<node>-<slot>`.
+
+    `frame_limit` (bytes) is told where it is not the default: a larger reply would be the bridge's end.
+    """
+    args: dict[str, Any] = {"initialization": True, "worker_id": worker_id, "protocol": PROTOCOL_VERSION}
+    if frame_limit != DEFAULT_LIMIT:
+        args["frame_limit"] = frame_limit
     return Request(id=HANDSHAKE_ID, command=PING, args=args, timestamp=timestamp)
 
 

@@ -475,7 +475,8 @@ class Dispatcher:
             self._note_start_failure(seat, message)
             return self.pool.exited(slot, self._loop.time())
         bridge = self._bridges[slot] = Bridge(slot, seat, process)
-        greeting = messages.handshake(f"{self._node}-{seat}", messages.format_timestamp(self._wall()))
+        moment = messages.format_timestamp(self._wall())
+        greeting = messages.handshake(f"{self._node}-{seat}", moment, frame_limit=settings.frame_limit)
         self._write(bridge, messages.encode_request(greeting))
         return []
 

@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import signal
+import sys
 import textwrap
 import time
 from collections import deque
@@ -309,6 +310,21 @@ async def test_a_reply_over_the_limit_is_too_large_and_not_called_text(rig: Rig)
     assert "the limit is 1,048,576" in error.message
     assert "looks like text" not in error.message
     assert await rig.call("echo", {"a": 1}) == {"a": 1}
+
+
+async def test_an_sdk_bridge_is_told_a_limit_of_its_services_own_and_keeps_to_it(rig: Rig) -> None:
+    program = """from bridge_sdk import Bridge
+bridge = Bridge()
+@bridge.command
+def text(size: int) -> str:
+    return "x" * size
+bridge.serve()"""
+    service = await rig.serve((sys.executable, "-c", program), frame_limit=MEGABYTE)
+    (bridge,) = service.bridges()
+    assert len(await rig.call("text", {"size": MEGABYTE - 200})) == MEGABYTE - 200
+    with pytest.raises(ApplicationError, match="limit"):
+        await rig.call("text", {"size": MEGABYTE + 1})
+    assert next(iter(service.bridges())) is bridge
 
 
 async def test_a_request_over_the_limit_never_reaches_a_bridge(rig: Rig) -> None:

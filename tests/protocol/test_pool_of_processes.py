@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from rig import Rig, descriptors, echo, misbehave, until
+from rig import PATIENCE, Rig, descriptors, echo, misbehave, until
 
 from bridge_protocol.errors import BridgeCrashed
 from worker_node.dispatcher import Dispatcher
@@ -45,21 +45,22 @@ async def test_recycling_costs_no_request_and_leaves_nothing_behind(rig: Rig) ->
     await rig.call("echo")
     before = descriptors(), threading.active_count(), len(psutil.Process().children())
     seen: set[int] = set()
-    bodies = ({"n": n} for n in range(count))
     answered = 0
-    async for reply in rig.producer.map("work", "pid", bodies, in_flight=16):
-        seen.add(reply.result)
-        answered += 1
-    assert answered == count
+    async with asyncio.timeout(PATIENCE * (10 if SOAK else 3)):
+        # On a busy machine a bridge serves many before the next one is ready.
+        while answered < count or len(seen) < 12:
+            async for reply in rig.producer.map("work", "pid", [{}] * 100, in_flight=16):
+                seen.add(reply.result)
+                answered += 1
     assert service.settlement.counts.failed == service.settlement.counts.retried == 0
-    # Each serves at least its number less the jitter, and then on until the next one is ready.
-    assert 10 < len(seen) <= count / (every * 0.85) + 4
+    # Each serves its number less the jitter at least, and then on until the next one is ready.
+    assert len(seen) <= answered / (every * 0.85) + 4
     await until(lambda: [slot.state for slot in service.pool.slots].count("empty") == 1)
     assert len(psutil.Process().children()) == before[2]
     assert not [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE]
     assert len(descriptors()) <= len(before[0])
     assert threading.active_count() <= before[1]
-    print(f"{count} requests, {len(seen)} bridges, 0 failures")
+    print(f"{answered} requests, {len(seen)} bridges, 0 failures")
 
 
 async def test_capacity_does_not_dip_while_a_bridge_is_replaced(rig: Rig) -> None:
