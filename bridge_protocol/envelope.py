@@ -30,6 +30,7 @@ FIRST_FAILED = "first-failed"
 REPLAYS = "replays"
 NODE = "node"
 REDELIVERED = "redelivered"
+CANCEL_ON_DISCONNECT = "cancel-on-disconnect"
 
 # Where a reply may be sent: an address the broker made for one client, or a queue named for replies.
 # Anything else would let a requester write, with the node's rights, to a queue of somebody else.
@@ -80,8 +81,12 @@ def request_properties(
     attempt: int = 1,
     traceparent: str | None = None,
     history: History = NO_HISTORY,
+    cancel_on_disconnect: bool = False,
 ) -> Properties:
-    """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default."""
+    """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
+
+    `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address.
+    """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
     if deadline is not None:
         headers[DEADLINE] = deadline
@@ -93,6 +98,8 @@ def request_properties(
         headers[FIRST_FAILED] = history.first_failed
     if history.replays:
         headers[REPLAYS] = history.replays
+    if cancel_on_disconnect:
+        headers[CANCEL_ON_DISCONNECT] = True
     return Properties(
         message_id=message_id,
         correlation_id=correlation_id or message_id,

@@ -38,6 +38,7 @@ MAX_PRIORITY = 9
 
 RESERVED_NAMES = frozenset({"control", "delay", "reply", "undeliverable"})
 _SERVICE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+_REPLY_QUEUE = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,16 @@ def request_queue(service: str) -> str:
 def dead_letter_queue(service: str) -> str:
     """The queue that keeps the service's dead letters."""
     return f"{EXCHANGE}.{service}.dead"
+
+
+def durable_reply_queue(name: str) -> Queue:
+    """The durable queue that keeps the replies of the producer `name`, however often they are looked at.
+
+    Raises ValueError for a name that cannot be one.
+    """
+    if not _REPLY_QUEUE.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} cannot name a reply queue: use 1 … 200 of A-Z a-z 0-9 . _ -")
+    return _kept_queue(f"{REPLY_PREFIX}{name}")
 
 
 def dead_letter_key(service: str) -> str:

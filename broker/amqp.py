@@ -30,8 +30,10 @@ from broker.contract import (
     Delivery,
     Message,
     TopologyMismatch,
+    Unroutable,
 )
 from broker.limits import check_message
+from broker.reply_address import PREFIX, readable, reads_any_address
 
 MAX_PREFETCH = 65_535  # AMQP has two bytes for it
 
@@ -121,6 +123,7 @@ class AmqpChannel:
         self._on_blocked = on_blocked
         self._connection: AmqpConnection
         self._server = ""
+        self._reads_any_address = True
         self._ended: ChannelClosed | None = None
         self._publishes = Publishes(self._loop, self._send)
         self._subscriptions: dict[str, _Subscription] = {}
@@ -137,6 +140,7 @@ class AmqpChannel:
         """Give it the connection it is the channel of. Once, before anything else."""
         self._connection = connection
         self._server = connection.server
+        self._reads_any_address = reads_any_address(self._server)
 
     @property
     def closed(self) -> bool:
@@ -160,6 +164,10 @@ class AmqpChannel:
         if self._ended is not None:
             raise self._closed_error()
         check_message(message)
+        if not self._reads_any_address and message.routing_key.startswith(PREFIX) and not readable(message.routing_key):
+            returned: asyncio.Future[None] = self._loop.create_future()
+            returned.set_exception(Unroutable(f"{message.routing_key!r} is nobody's address"))
+            return returned
         return self._publishes.add(message, timeout)
 
     def _send(self, message: Message) -> None:

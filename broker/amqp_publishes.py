@@ -1,6 +1,6 @@
 """The publishes of one channel that have not ended yet.
 
-add() ─┬─ the broker is blocked: held ──▶ Blocked, if it stays so past the deadline
+add() ─┬─ the broker is blocked: held ──▶ Blocked, if it stays so past the deadline, or the channel closes
        └─ sent, numbered ──┬─ ack ─────▶ None      (one ack may stand for many)
                            ├─ nack ────▶ Refused
                            ├─ return ──▶ Unroutable (its ack, which follows, is of no interest)
@@ -105,12 +105,15 @@ class Publishes:
         """The channel is closed: end them all."""
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
-        unfinished = (*self._unconfirmed.values(), *self._held)
-        self._unconfirmed.clear()
-        self._held.clear()
-        for publish in unfinished:
+        unconfirmed, self._unconfirmed = self._unconfirmed, {}
+        held, self._held = self._held, deque()
+        for publish in unconfirmed.values():
             # One each: whoever raises an exception writes its traceback into it.
             publish.fail(ChannelClosed(reason.reason, reason.code))
+        for publish in held:
+            message_id = publish.message.properties.message_id
+            text = f"the broker took no messages ({self.blocked}), and then the channel closed: {reason.reason}"
+            publish.fail(Blocked(text, message_id=message_id))
 
     def _send(self, publish: Publish) -> None:
         self._sequence += 1

@@ -124,8 +124,9 @@ class Channel(Protocol):
         """Publish as mandatory and persistent; the future ends within about `timeout` seconds.
 
         With None: the broker confirmed that a queue has it. With an exception: Unroutable (returned), Refused
-        (nacked), Blocked (an alarm held it back, it was not sent), OutcomeUnknown (sent, not confirmed in
-        time), or ChannelClosed (`code` and `reason` of the close; it may or may not have been taken).
+        (nacked), Blocked (an alarm held it back until its time was over or the channel closed; it was not sent),
+        OutcomeUnknown (sent, not confirmed in time), or ChannelClosed (`code` and `reason` of the close; it was
+        sent, and may or may not have been taken).
         Raises ChannelClosed at once if the channel is closed, and BadRequest or TooLarge, before anything is
         sent, for a message that would make the broker close the channel.
         """
@@ -172,7 +173,10 @@ class Channel(Protocol):
         """Hand one delivery back, or dead-letter it. Does nothing on a closed channel."""
 
     async def queue_length(self, queue: str) -> int:
-        """How many messages are ready in `queue`. Raises ChannelClosed (404) if there is none."""
+        """How many messages are ready in `queue`. Raises ChannelClosed (404) if there is none.
+
+        The address of another channel's direct replies may be asked after, too: 0 as long as that channel lives.
+        """
 
     async def purge(self, queue: str) -> int:
         """Remove all messages that are ready; how many they were."""

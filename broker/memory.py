@@ -376,7 +376,10 @@ class MemoryChannel:
             self._broker._plan_turn()
 
     async def queue_length(self, queue: str) -> int:
-        """How many messages are ready in `queue`."""
+        """How many messages are ready in `queue`. Another's reply address never holds any, as in RabbitMQ."""
+        self._check_open()
+        if queue.startswith(f"{DIRECT_REPLY_TO}.") and queue in self._vhost.queues:
+            return 0
         return len(self._queue(queue))
 
     async def purge(self, queue: str) -> int:
@@ -463,7 +466,8 @@ class MemoryChannel:
             if self._ended is None:
                 self._broker._publish(self, message, future)
             else:
-                self._broker._confirm_later(self, future)
+                text = f"publishing was blocked ({self.blocked}), and then the channel closed: {self._ended.reason}"
+                future.set_exception(Blocked(text, message_id=message.properties.message_id))
 
     def _give_up(self, future: asyncio.Future[None]) -> None:
         message, _ = self._held.pop(future)

@@ -641,6 +641,34 @@ class Contract:
             addresses.add((await inbox.take()).properties.reply_to)
         assert len(addresses) == 2
 
+    async def test_whether_a_requester_is_still_there_can_be_asked(self, venue: Venue) -> None:
+        requester, node, asking = await venue.open("requester"), await venue.open("node"), await venue.open("asking")
+        await node.declare(TOPOLOGY)
+        inbox = Inbox()
+        address = await requester.declare_reply_queue()
+        await requester.consume(address, Inbox(), no_ack=True)
+        await node.consume(REQUESTS, inbox, prefetch=1)
+        await publish(requester, request(reply_to=address))
+        reply_to = (await inbox.take()).properties.reply_to
+        assert reply_to is not None
+        for _ in range(3):
+            assert await asking.queue_length(reply_to) == 0
+        assert not asking.closed
+        await requester.close()
+
+        async def ask_until_gone() -> None:
+            async with asyncio.timeout(PATIENCE):
+                while True:  # RabbitMQ may take a moment to notice
+                    assert await asking.queue_length(reply_to) == 0
+
+        for number in range(2):
+            with pytest.raises(ChannelClosed) as gone:
+                await ask_until_gone()
+            assert gone.value.code == 404
+            assert asking.closed
+            asking = await venue.open(f"asking again {number}")
+        assert not node.closed
+
     async def test_a_reply_to_one_who_is_gone_is_returned_or_dropped(self, venue: Venue) -> None:
         requester, node = await venue.open("requester"), await venue.open("node")
         await node.declare(TOPOLOGY)
@@ -659,6 +687,18 @@ class Contract:
             ]
         assert outcome is None or isinstance(outcome, Unroutable)
         assert not node.closed
+
+    @pytest.mark.parametrize("suffix", ["nonsense", "x.y", "g1h2AA5yZXBseUA.x", "g2EH.x", "!!!!.!!!!"])
+    async def test_a_reply_to_a_forged_address_is_returned_or_dropped(self, venue: Venue, suffix: str) -> None:
+        # Published to RabbitMQ 4.0 some of these would end the connection.
+        channel = await venue.open()
+        reply = to_queue(f"{DIRECT_REPLY_TO}.{suffix}")
+        async with asyncio.timeout(PATIENCE):
+            (outcome,) = await asyncio.gather(channel.publish(reply, timeout=TIMEOUT), return_exceptions=True)
+        assert outcome is None or isinstance(outcome, Unroutable)
+        await channel.declare([Queue("after", QUORUM)])
+        assert await channel.queue_length("after") == 0
+        assert venue.closings == []
 
     async def test_reply_to_the_pseudo_name_needs_a_reply_consumer(self, venue: Venue) -> None:
         channel = await venue.open()

@@ -456,7 +456,7 @@ def test_close_ends_what_waits_for_room(elsewhere: Elsewhere, responder: Respond
         elsewhere.until(lambda: len(producer._tasks) >= 4)
         producer.close()
         for call in calls:
-            assert isinstance(call.exception(PATIENCE), OutcomeUnknown | BrokerUnavailable)
+            assert isinstance(call.exception(PATIENCE), Blocked | OutcomeUnknown | BrokerUnavailable)
 
 
 def test_a_close_during_the_start_ends_it() -> None:

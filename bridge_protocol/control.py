@@ -1,0 +1,81 @@
+"""What is said on the control exchange, beside the requests: to every node at once, and to nobody in particular.
+
+    cancel    a producer no longer wants a request        routing key `cancel.<service>`
+
+A control message is a JSON object with `protocol`, `control` (its kind) and the kind's own fields. Nobody answers
+it: what became of a cancelled request is told where its reply goes. Nodes pass over kinds they do not know, so
+that newer ones can be added. Whoever may publish to the exchange may cancel a request whose message id, 128 random
+bits, they know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bridge_protocol import codec
+from bridge_protocol.envelope import message_id_problem
+from bridge_protocol.errors import FrameError, FrameKind
+from bridge_protocol.messages import PROTOCOL_VERSION
+from bridge_protocol.topology import CONTROL, Binding, Queue, service_name_problem
+
+CANCEL = "cancel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """The request `message_id` of `service` shall not run, or not run on."""
+
+    service: str
+    message_id: str
+
+
+def encode_cancel(cancel: Cancel) -> bytes:
+    """The body of a cancel. Raises ValueError for a service or message id that cannot be one."""
+    if problem := _cancel_problem(cancel.service, cancel.message_id):
+        raise ValueError(problem)
+    return codec.encode(
+        {
+            "protocol": PROTOCOL_VERSION,
+            "control": CANCEL,
+            "service": cancel.service,
+            "message_id": cancel.message_id,
+        }
+    )
+
+
+def cancel_key(service: str) -> str:
+    """The routing key of cancels of the service's requests."""
+    return f"{CANCEL}.{service}"
+
+
+def decode_control(body: bytes) -> Cancel | None:
+    """What a control message says; None: a kind, or a version of the protocol, that is not known here.
+
+    Raises FrameError for what is no control message.
+    """
+    said = codec.decode(body)
+    protocol, kind = said.get("protocol"), said.get("control")
+    if not isinstance(protocol, int) or isinstance(protocol, bool):
+        raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs the version of its protocol")
+    if not isinstance(kind, str):
+        raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs a kind")
+    if protocol != PROTOCOL_VERSION or kind != CANCEL:
+        return None
+    service, message_id = said.get("service"), said.get("message_id")
+    if not isinstance(service, str) or not isinstance(message_id, str):
+        raise FrameError(FrameKind.BAD_ENVELOPE, "a cancel needs a service and a message id, as texts")
+    if problem := _cancel_problem(service, message_id):
+        raise FrameError(FrameKind.BAD_ENVELOPE, problem)
+    return Cancel(service=service, message_id=message_id)
+
+
+def control_topology(queue: str, services: tuple[str, ...]) -> tuple[Queue | Binding, ...]:
+    """A node's own ear at the control exchange: `queue` ends with the connection that declares it."""
+    return (
+        Queue(queue, exclusive=True),
+        *(Binding(CONTROL, cancel_key(service), queue) for service in services),
+    )
+
+
+def _cancel_problem(service: str, message_id: str) -> str | None:
+    return service_name_problem(service) or message_id_problem(message_id)
