@@ -6,37 +6,49 @@
         reply = await handle
         async for reply in producer.map("analyse", "summarise", many_args, in_flight=200): ...
 
-Replies come by direct reply-to: at most once. A call whose connection is lost ends in OutcomeUnknown.
+Replies come by direct reply-to: at most once. A call whose connection is lost ends in OutcomeUnknown, unless it is
+`idempotent`: then it is published again, with the same message id, for as long as its timeout allows. With a
+`reply_queue` replies are kept by the broker: they outlive connection and producer, until a call of this producer
+has its own, or `collect` gave them out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
-from bridge_protocol.envelope import DIRECT_REPLY_TO
+from bridge_protocol.control import CANCEL, Cancel, cancel_key, encode_cancel
+from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
 from bridge_protocol.errors import (
+    BadRequest,
     Blocked,
     BrokerUnavailable,
+    Cancelled,
     CodedError,
     DeadlineExceeded,
     FrameError,
     OutcomeUnknown,
     QuaybridgeError,
+    RequestFailed,
     UnknownService,
 )
+from bridge_protocol.topology import CONTROL, durable_reply_queue
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
+from producer.mailbox import Mailbox
 from producer.reply import Reply, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
 from producer.window import Window
@@ -45,6 +57,12 @@ CONNECT_TIMEOUT = 10.0  # seconds
 DEFAULT_TIMEOUT = 30.0  # seconds
 MOST_UNCONFIRMED = 1024
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
+MOST_REPUBLISHES = 10  # of one idempotent request
+REPLY_PREFETCH = 256
+# Before an idempotent request is published again; doubles with each further time. The connection has its own pauses.
+FIRST_PAUSE = 0.1  # seconds
+LONGEST_PAUSE = 5.0  # seconds
+CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or come back, since
 
 _NOT_FOUND = 404
 
@@ -54,11 +72,13 @@ logger = logging.getLogger("quaybridge.producer")
 class Handle:
     """A request on its way. Await it for the Reply, or for the exception that stands for its failure."""
 
-    __slots__ = ("future", "message_id")
+    __slots__ = ("_producer", "future", "message_id", "service")
 
-    def __init__(self, message_id: str, future: asyncio.Future[Reply]) -> None:
+    def __init__(self, producer: AsyncProducer, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
+        self.service = service
         self.message_id = message_id
         self.future = future
+        self._producer = producer
 
     def __repr__(self) -> str:
         return f"<Handle {self.message_id} {'done' if self.future.done() else 'waiting'}>"
@@ -74,6 +94,19 @@ class Handle:
         """Whether it has come to its end, either way."""
         return self.future.done()
 
+    async def cancel(self, *, timeout: float | None = None) -> bool:
+        """Have it not run, or not run on; whether that is how it ended. Whoever awaits it is told the same.
+
+        True: it ends in Cancelled. False, and `done()`: it had ended otherwise before, in its reply as a rule.
+        False, and not `done()`: no answer came within `timeout` seconds (None: the request's own timeout); it goes
+        on, and is still cancelled if it comes to a node that has heard of it. What has begun is stopped by the
+        bridge itself if it can, and otherwise by ending the bridge. Best effort for what waits in a queue: a node
+        that starts after the last `cancel` does not know of it.
+
+        To stop listening, without a word to anybody, cancel `future` instead.
+        """
+        return await self._producer.cancel_until(self.service, self.message_id, self.future, timeout)
+
 
 class AsyncProducer:
     """Publishes requests and brings their replies back. One event loop, one connection; started once.
@@ -81,6 +114,12 @@ class AsyncProducer:
     `broker`: a URL (or several, separated by commas, tried in turn), or a Broker such as MemoryBroker. Raises
     ValueError for a URL that cannot be one. Publishes that the broker has not confirmed yet are bounded by
     count and bytes; past that `submit`, `call` and `publish` wait, within their own timeout.
+
+    `reply_queue`: replies come by the durable queue `quaybridge.reply.<reply_queue>`, which is declared here, and
+    stays. It is one producer's at a time: of two, each would get the other's replies. A reply goes to the call that
+    awaits it. The others, to what was published and to what an earlier process sent, are for `collect`; of these at
+    most `reply_prefetch` are held here, and if nobody collects them calls get no replies any more.
+    `max_republishes` bounds how often one idempotent request is published again.
     """
 
     def __init__(
@@ -91,10 +130,20 @@ class AsyncProducer:
         connect_timeout: float = CONNECT_TIMEOUT,
         max_unconfirmed: int = MOST_UNCONFIRMED,
         max_unconfirmed_bytes: int = MOST_UNCONFIRMED_BYTES,
+        max_republishes: int = MOST_REPUBLISHES,
+        reply_queue: str | None = None,
+        reply_prefetch: int = REPLY_PREFETCH,
         wall: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         self.broker: Broker = AmqpBroker(parse_addresses(broker)) if isinstance(broker, str) else broker
         self.late_replies = 0  # replies that came after their caller had given up, or twice, or unasked
+        self.republished = 0  # publishes of idempotent requests beyond their first
+        self._mailbox = None if reply_queue is None else Mailbox(durable_reply_queue(reply_queue), reply_prefetch)
+        self._max_republishes = max_republishes
+        self._jitter = jitter
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()  # of requests that wait for room to be published again
         self._connect_timeout = connect_timeout
         self._window = Window(max_unconfirmed, max_unconfirmed_bytes)
         self._wall = wall
@@ -130,30 +179,63 @@ class AsyncProducer:
 
         Those that were not sent yet end in BrokerUnavailable, as does whatever is asked for from then on.
         """
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
         try:
             await self._link.close()
         finally:
-            self._end_confirmed("the producer was closed before its reply came")
+            if self._mailbox is not None:
+                self._mailbox.close()
+            for call in list(self._waiting.values()):
+                if not call.sending:
+                    text = "the producer was closed before its reply came"
+                    self._end(call, OutcomeUnknown(text, message_id=call.request.message_id))
 
     async def call(
-        self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+        cancel_on_disconnect: bool = False,
     ) -> Reply:
         """Send a request and await its reply, for at most `timeout` seconds in all.
 
         The timeout travels as the request's deadline: work that has not started by then is not started, and
         work that runs then is stopped. Raises the exception of the failure's code: see bridge_protocol.errors.
+
+        `idempotent`: it may run twice without harm. If the connection is lost before it is confirmed, or before
+        its reply came, it is published again, as it is and with the same message id, within its timeout.
+        `cancel_on_disconnect`: it is cancelled, within seconds, when this producer's connection is gone, so that
+        nobody works for it. Not with a `reply_queue`, which outlives the producer.
         """
-        return await (await self.submit(service, command, args, timeout=timeout)).future
+        request = self.prepare(
+            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+        )
+        handle = self.send_at_once(request, timeout) or await self.send(request, timeout)
+        return await handle.future
 
     async def submit(
-        self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+        cancel_on_disconnect: bool = False,
     ) -> Handle:
         """Send a request; returns a handle, awaitable for its reply, as soon as there is room to publish it.
 
         Raises BadRequest and TooLarge, and Blocked or BrokerUnavailable if there is no room within `timeout`.
-        Whatever happens after that is raised by the handle.
+        Whatever happens after that is raised by the handle. For the options see `call`.
         """
-        request = self.prepare(service, command, args, timeout=timeout)
+        request = self.prepare(
+            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+        )
         return self.send_at_once(request, timeout) or await self.send(request, timeout)
 
     async def publish(
@@ -163,23 +245,38 @@ class AsyncProducer:
         args: Mapping[str, Any] | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
     ) -> str:
         """Send a request whose reply nobody awaits; returns its message id once the broker has confirmed it.
 
-        `timeout` bounds the publishing alone: the request itself has no deadline. If it fails it is kept as a
-        dead letter. Raises UnknownService, Refused, Blocked, BrokerUnavailable (nothing was sent) or
-        OutcomeUnknown (it may have been), BadRequest and TooLarge.
+        `timeout` bounds the publishing alone: the request itself has no deadline. Its reply is for `collect` where
+        there is a `reply_queue`; otherwise it has none, and if it fails it is kept as a dead letter. `idempotent`:
+        if the connection is lost before it is confirmed it is published again, within the timeout.
+
+        Raises UnknownService, Refused, Blocked, BrokerUnavailable (nothing was sent) or OutcomeUnknown (it may have
+        been), BadRequest and TooLarge.
         """
         check_timeout(timeout)
-        request = prepare(service, command, args, now=self._wall(), timeout=None)
-        left = await self._enter(request, timeout)
-        sent = self._publish(request, None, left)
-        sent.add_done_callback(lambda _: self._window.leave(len(request.body)))
-        try:
-            await asyncio.shield(sent)
-        except (BrokerError, CodedError) as error:
-            failure = self._not_published(error, request)
-            raise failure from (error if failure is not error else None)
+        request = prepare(service, command, args, now=self._wall(), timeout=None, idempotent=idempotent)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        for republished in range(self._max_republishes + 1):
+            try:
+                left = await self._enter(request, end - loop.time())
+                sent = self._publish(request, self._address(awaited=False), left)
+                sent.add_done_callback(lambda _: self._window.leave(len(request.body)))
+                await asyncio.shield(sent)
+            except (BrokerError, CodedError) as error:
+                failure = self._not_published(error, request)
+                if republished:
+                    failure = _doubtful(failure)
+                pause = self._pause(request, republished, end) if isinstance(error, ChannelClosed) else None
+                if pause is None or isinstance(failure, UnknownService):
+                    raise failure from (error if failure is not error else None)
+                await asyncio.sleep(pause)
+                self.republished += 1
+            else:
+                break
         self._exchange_seen = True
         return request.message_id
 
@@ -191,12 +288,13 @@ class AsyncProducer:
         *,
         in_flight: int = 100,
         timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
     ) -> AsyncGenerator[Reply, None]:
         """One request for each of `args`, at most `in_flight` at once; their replies in the order of `args`.
 
-        `timeout` is each request's own. The first failure is raised in its turn; what is in flight then, or
-        when the iteration is closed, ends by itself, unheard. `args` is asked for an item when there is room
-        for it, not before.
+        `timeout` and `idempotent` are each request's own: see `call`. The first failure is raised in its turn; what is
+        in flight then, or when the iteration is closed, ends by itself, unheard. `args` is asked for an item when there
+        is room for it, not before.
         """
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
@@ -206,7 +304,7 @@ class AsyncProducer:
             while True:
                 for item in islice(items, in_flight - len(replies)):
                     try:
-                        handle = await self.submit(service, command, item, timeout=timeout)
+                        handle = await self.submit(service, command, item, timeout=timeout, idempotent=idempotent)
                     except CodedError as error:
                         replies.append(_failed(error))
                         items = iter(())
@@ -222,15 +320,81 @@ class AsyncProducer:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # looked at, or asyncio complains that nobody did
 
+    async def collect(self, *, idle_timeout: float | None = None) -> AsyncGenerator[Reply | RequestFailed, None]:
+        """The replies in the `reply_queue` that no call of this producer awaits, as they come.
+
+        Each is a Reply, or the exception that stands for its failure (given, not raised); its `message_id` says
+        what it answers, also for what an earlier process sent. It is acknowledged when the next one is asked for:
+        whoever stops there, or dies, gets the last one again. So one may come twice. Ends when none has come for
+        `idle_timeout` seconds (None: never). Raises RuntimeError without a reply queue, and BrokerUnavailable once
+        the producer is closed; a lost connection is waited out.
+        """
+        if self._mailbox is None:
+            raise RuntimeError("there is nothing to collect: give the producer a reply_queue")
+        async with aclosing(self._mailbox.collect(idle_timeout)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def cancel(self, service: str, message_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> bool:
+        """Tell every node of `service` that this request shall not run, or not run on; whether there was one to tell.
+
+        For requests of other producers too; what became of it is told where its reply goes. Raises ValueError for
+        what cannot be a service or a message id, and Blocked, BrokerUnavailable or OutcomeUnknown if it cannot be
+        sent within `timeout`. See also Handle.cancel.
+        """
+        check_timeout(timeout)
+        try:
+            await self._link.publish(_cancel_message(service, message_id), timeout=timeout)
+        except Unroutable:
+            return False
+        except ChannelClosed as error:
+            raise OutcomeUnknown(f"the connection was lost before nodes were told: {error.reason}") from error
+        return True
+
+    async def cancel_until(
+        self, service: str, message_id: str, ended: asyncio.Future[Reply], timeout: float | None
+    ) -> bool:
+        """Tell the nodes, and again now and then, until the request has `ended` or for `timeout` seconds.
+
+        Whether it ended in Cancelled. For handles and outcomes.
+        """
+        loop = asyncio.get_running_loop()
+        end = math.inf if timeout is None else loop.time() + timeout
+        message = _cancel_message(service, message_id)
+        while not ended.done() and not self._closed and (left := end - loop.time()) > 0:
+            told = self._link.publish(message, timeout=min(left, CANCEL_AGAIN))
+            told.add_done_callback(lambda told: told.cancelled() or told.exception())  # there is a next time
+            await asyncio.wait([ended], timeout=min(left, CANCEL_AGAIN))
+        return ended.done() and not ended.cancelled() and isinstance(ended.exception(), Cancelled)
+
     # For Producer, which prepares in one thread and sends in another.
 
-    def prepare(self, service: str, command: str, args: Mapping[str, Any] | None, *, timeout: float) -> PreparedRequest:
+    def prepare(
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None,
+        *,
+        timeout: float,
+        idempotent: bool = False,
+        cancel_on_disconnect: bool = False,
+    ) -> PreparedRequest:
         """A request that awaits a reply, its deadline `timeout` seconds from now. Safe in any thread.
 
         Raises BadRequest and TooLarge.
         """
         check_timeout(timeout)
-        return prepare(service, command, args, now=self._wall(), timeout=timeout)
+        if cancel_on_disconnect and self._mailbox is not None:
+            raise BadRequest("cancel_on_disconnect needs direct replies: a reply queue outlives its producer")
+        return prepare(
+            service,
+            command,
+            args,
+            now=self._wall(),
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+        )
 
     def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
         """Send a request if there is room to publish it now; its handle, or None."""
@@ -275,34 +439,91 @@ class AsyncProducer:
         """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
         loop = asyncio.get_running_loop()
         message_id = request.message_id
-        sent = self._publish(request, self._reply_to, timeout)
-        future: asyncio.Future[Reply] = loop.create_future()
-        self._waiting[message_id] = _Call(future, loop.call_later(timeout, self._late, message_id))
-        future.add_done_callback(lambda _: self._forget(message_id))
-        sent.add_done_callback(partial(self._sent, request))
-        return Handle(message_id, future)
+        sent = self._publish(request, self._address(awaited=True), timeout)
+        call = _Call(request, loop.create_future(), loop.time() + timeout)
+        call.timer = loop.call_at(call.end, self._late, call)
+        self._waiting[message_id] = call
+        call.future.add_done_callback(lambda _: self._forget(call))
+        sent.add_done_callback(partial(self._sent, call))
+        return Handle(self, request.service, message_id, call.future)
 
-    def _forget(self, message_id: str) -> None:
-        call = self._waiting.pop(message_id, None)
-        if call is not None:
-            call.timer.cancel()
+    def _address(self, *, awaited: bool) -> str | None:
+        """Where the reply to what is published now shall go."""
+        if self._mailbox is not None:
+            return self._mailbox.queue.name
+        return self._reply_to if awaited else None
 
-    def _sent(self, request: PreparedRequest, sent: asyncio.Future[None]) -> None:
+    def _forget(self, call: _Call) -> None:
+        if self._waiting.pop(call.request.message_id, None) is not None:
+            if call.timer is not None:
+                call.timer.cancel()
+            if self._mailbox is not None:
+                self._mailbox.remember(call.request.message_id)
+
+    def _sent(self, call: _Call, sent: asyncio.Future[None]) -> None:
+        request = call.request
         self._window.leave(len(request.body))
+        call.sending = False
         error = sent.exception()
-        if isinstance(error, BrokerError | CodedError):
-            self._end(request.message_id, self._not_published(error, request))
-        elif error is not None:
-            self._end(request.message_id, error)
-        else:
+        if error is None:
             self._exchange_seen = True
-            if (call := self._waiting.get(request.message_id)) is not None:
-                call.confirmed = True
-                if not self._link.up:
-                    # Confirmed, and lost before that was heard here: `_on_lost` has been, or `close`.
-                    self._end_confirmed("the connection was lost before its reply came")
-                elif call.late:
-                    self._late(request.message_id)
+            call.confirmed = True
+            if not self._link.up and self._mailbox is None:
+                # Confirmed, and lost before that was heard here: `_on_lost` has been, or `close`.
+                self._interrupted(call, "the connection was lost before its reply came")
+            elif call.late:
+                self._late(call)
+        elif not isinstance(error, BrokerError | CodedError):
+            self._end(call, error)
+        else:
+            failure = self._not_published(error, request)
+            if isinstance(error, ChannelClosed) and isinstance(failure, OutcomeUnknown):
+                self._interrupted(call, failure.message)
+            else:
+                self._end(call, _doubtful(failure) if call.republished else failure)
+
+    def _interrupted(self, call: _Call, why: str) -> None:
+        """The connection was lost while it was sent, or while its reply was awaited: once more, or it ends."""
+        call.confirmed = False
+        pause = None if call.late else self._pause(call.request, call.republished, call.end)
+        if pause is None or call.future.done():
+            self._end(call, OutcomeUnknown(why, message_id=call.request.message_id))
+            return
+        call.republished += 1
+        asyncio.get_running_loop().call_later(pause, self._send_again, call)
+
+    def _pause(self, request: PreparedRequest, republished: int, end: float) -> float | None:
+        """Seconds until it may be published again; None: it may not."""
+        if not request.idempotent or self._closed or republished >= self._max_republishes:
+            return None
+        pause = min(FIRST_PAUSE * 2.0**republished, LONGEST_PAUSE) * (0.5 + self._jitter() / 2)
+        return pause if asyncio.get_running_loop().time() + pause < end else None
+
+    def _send_again(self, call: _Call) -> None:
+        if call.future.done():
+            return
+        if self._window.try_enter(len(call.request.body)):
+            self._publish_again(call)
+            return
+        task = asyncio.get_running_loop().create_task(self._enter_again(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _enter_again(self, call: _Call) -> None:
+        with suppress(TimeoutError):  # its timer is due then, too
+            async with asyncio.timeout_at(call.end):
+                await self._window.enter(len(call.request.body))
+            self._publish_again(call)
+
+    def _publish_again(self, call: _Call) -> None:
+        if call.future.done():
+            self._window.leave(len(call.request.body))
+            return
+        left = max(call.end - asyncio.get_running_loop().time(), 0.001)
+        call.sending = True
+        self.republished += 1
+        sent = self._publish(call.request, self._address(awaited=True), left)
+        sent.add_done_callback(partial(self._sent, call))
 
     def _not_published(self, error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:
         """What a publish's failure means to whoever sent the request."""
@@ -321,22 +542,20 @@ class AsyncProducer:
         text = f"the connection was lost before the broker confirmed the request: {error.reason}"
         return OutcomeUnknown(text, message_id=message_id)
 
-    def _late(self, message_id: str) -> None:
-        call = self._waiting.get(message_id)
-        if call is None:
-            return
-        if not call.confirmed:
+    def _late(self, call: _Call) -> None:
+        message_id = call.request.message_id
+        if call.sending:
             # Its publish is at its own timeout too, and will say what became of it.
             call.late = True
-            return
-        text = "no reply in time; work that has not started by now will not be started"
-        self._end(message_id, DeadlineExceeded(text, message_id=message_id))
+        elif call.confirmed:
+            text = "no reply in time; work that has not started by now will not be started"
+            self._end(call, DeadlineExceeded(text, message_id=message_id))
+        else:
+            text = "the connection was lost, and there was no time left to publish it again"
+            self._end(call, OutcomeUnknown(text, message_id=message_id))
 
-    def _end(self, message_id: str, outcome: Reply | BaseException) -> None:
-        call = self._waiting.pop(message_id, None)
-        if call is None:
-            return
-        call.timer.cancel()
+    def _end(self, call: _Call, outcome: Reply | BaseException) -> None:
+        self._forget(call)
         if call.future.done():
             return
         if isinstance(outcome, Reply):
@@ -344,54 +563,89 @@ class AsyncProducer:
         else:
             call.future.set_exception(outcome)
 
-    def _end_confirmed(self, why: str) -> None:
-        for message_id, call in list(self._waiting.items()):
-            if call.confirmed:
-                self._end(message_id, OutcomeUnknown(why, message_id=message_id))
-
     # The connection.
 
     async def _set_up(self, channel: Channel) -> None:
         self._exchange_seen = False
+        if self._mailbox is not None:
+            self._mailbox.forget()
+            queue, prefetch = self._mailbox.queue, self._mailbox.prefetch
+            await channel.declare([queue])
+            await channel.consume(queue.name, self._on_reply, on_cancelled=self._on_cancelled, prefetch=prefetch)
+            return
         self._reply_to = await channel.declare_reply_queue()
         await channel.consume(self._reply_to, self._on_reply, on_cancelled=self._on_cancelled, no_ack=True)
 
     def _readdress(self, message: Message) -> Message:
         """`message` with the present address for replies: it was made when there was another, or none."""
-        if message.properties.reply_to in (None, self._reply_to):
+        if self._mailbox is not None or message.properties.reply_to in (None, self._reply_to):
             return message
         return replace(message, properties=replace(message.properties, reply_to=self._reply_to))
 
     def _on_reply(self, delivery: Delivery) -> None:
         message_id = delivery.properties.correlation_id or ""
-        if message_id not in self._waiting:
+        mailbox = self._mailbox
+        call = self._waiting.get(message_id)
+        if call is not None:
+            try:
+                self._end(call, read_reply(delivery, message_id))
+            except FrameError as error:
+                logger.warning("not a reply, dropped: %s", error)
+        elif mailbox is not None and not mailbox.remembers(message_id):
+            mailbox.keep(delivery)
+            return
+        else:
             self.late_replies += 1
-            return
-        try:
-            outcome = read_reply(delivery, message_id)
-        except FrameError as error:
-            logger.warning("not a reply, dropped: %s", error)
-            return
-        self._end(message_id, outcome)
+        if mailbox is not None:
+            delivery.ack()
 
     def _on_cancelled(self, consumer: Consumer) -> None:
         self._link.rebuild(f"the broker ended the subscription to {consumer.queue}")
 
     def _on_lost(self, reason: str) -> None:
-        """No reply will come by the channel that is gone. What waits to be sent at all keeps waiting."""
-        self._end_confirmed(f"the connection was lost before its reply came: {reason}")
+        """No direct reply will come by the channel that is gone. What waits to be sent at all keeps waiting."""
+        if self._mailbox is not None:
+            return  # the broker keeps them
+        for call in list(self._waiting.values()):
+            if call.confirmed:
+                self._interrupted(call, f"the connection was lost before its reply came: {reason}")
 
 
 class _Call:
-    """A request that waits for its reply."""
+    """A request that waits for its reply, until `end` on the loop's clock.
 
-    __slots__ = ("confirmed", "future", "late", "timer")
+    `sending`: a publish of it is under way. `confirmed`: the last one was, and its reply can still come. `late`: its
+    time was over while it was being sent. `republished`: how often it was published beyond the first time.
+    """
 
-    def __init__(self, future: asyncio.Future[Reply], timer: asyncio.TimerHandle) -> None:
+    __slots__ = ("confirmed", "end", "future", "late", "republished", "request", "sending", "timer")
+
+    def __init__(self, request: PreparedRequest, future: asyncio.Future[Reply], end: float) -> None:
+        self.request = request
         self.future = future
-        self.timer = timer
+        self.end = end
+        self.timer: asyncio.TimerHandle | None = None
+        self.sending = True
         self.confirmed = False
         self.late = False
+        self.republished = 0
+
+
+def _doubtful(failure: CodedError) -> CodedError:
+    """What `failure` means for a request that was published before: it may have run."""
+    if isinstance(failure, OutcomeUnknown):
+        return failure
+    text = f"the connection was lost after it was published; published again: {failure.message}"
+    return OutcomeUnknown(text, message_id=failure.message_id)
+
+
+def _cancel_message(service: str, message_id: str) -> Message:
+    return Message(
+        exchange=CONTROL,
+        routing_key=cancel_key(service),
+        body=encode_cancel(Cancel(service=service, message_id=message_id)),
+        properties=Properties(type=CANCEL, delivery_mode=1),
+    )
 
 
 def _failed(error: CodedError) -> asyncio.Future[Reply]:

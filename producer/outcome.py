@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -13,14 +14,22 @@ from producer.reply import Reply
 class Outcome(Future[Reply]):
     """A request on its way: ends with its Reply, or with the exception that stands for its failure.
 
-    `cancel` gives it up: it is not sent if it was not yet, and a reply that comes after all is counted as late.
-    Callbacks run in the event loop's thread, and must not block.
+    `cancel` gives it up here: it is not sent if it was not yet, and a reply that comes after all is counted as late.
+    `cancel_request` stops the work itself. Callbacks run in the event loop's thread, and must not block.
     """
 
-    def __init__(self, message_id: str, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        service: str,
+        message_id: str,
+        loop: asyncio.AbstractEventLoop,
+        cancel_until: Callable[[Outcome, float | None], bool],
+    ) -> None:
         super().__init__()
+        self.service = service
         self.message_id = message_id
         self._loop = loop
+        self._cancel_until = cancel_until
         # Both for the loop's thread only.
         self._source: asyncio.Future[Reply] | None = None
         self._ended = False
@@ -32,6 +41,14 @@ class Outcome(Future[Reply]):
         with suppress(RuntimeError):  # the loop is closed: there is nothing to recall any more
             self._loop.call_soon_threadsafe(self._recall)
         return True
+
+    def cancel_request(self, timeout: float | None = None) -> bool:
+        """Have the request not run, or not run on; whether that is how it ended: see Handle.cancel.
+
+        Waits for the answer, for at most `timeout` seconds (None: the request's own timeout); `result` raises
+        Cancelled then. Raises BrokerUnavailable if the producer is closed meanwhile.
+        """
+        return self._cancel_until(self, timeout)
 
     def follow(self, handle: Handle) -> None:
         """End as `handle` does. Loop's thread only, like `fail`."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
-from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError
+from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError, RequestFailed
 from broker.contract import Broker
 from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
 from producer.outcome import Outcome
@@ -51,7 +52,7 @@ class Producer:
     """Sends requests and brings their replies back: AsyncProducer for threads. Started once.
 
     `loop`: the running event loop, in another thread, that `broker` lives on (an embedded broker has one); by
-    default the producer has its own.
+    default the producer has its own. `reply_queue` as for AsyncProducer.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Producer:
         *,
         name: str = "producer",
         connect_timeout: float = CONNECT_TIMEOUT,
+        reply_queue: str | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._producer = AsyncProducer(broker, name=name, connect_timeout=connect_timeout)
+        self._producer = AsyncProducer(broker, name=name, connect_timeout=connect_timeout, reply_queue=reply_queue)
         self._given = loop
         self._thread: threading.Thread | None = None
         self._stop = asyncio.Event()  # the thread's loop
@@ -126,10 +128,19 @@ class Producer:
                 self._thread.join()
 
     def call(
-        self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+        cancel_on_disconnect: bool = False,
     ) -> Reply:
         """Send a request and wait for its reply: see AsyncProducer.call."""
-        outcome = self.submit(service, command, args, timeout=timeout)
+        outcome = self.submit(
+            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+        )
         try:
             return outcome.result()
         except KeyboardInterrupt:
@@ -137,33 +148,64 @@ class Producer:
             raise
 
     def submit(
-        self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+        cancel_on_disconnect: bool = False,
     ) -> Outcome:
         """Send a request; its outcome is a future, for its Reply or for the exception that stands for its failure.
 
         Waits while too much waits for room to be published. Raises BadRequest and TooLarge, and BrokerUnavailable
-        if the producer is not started or closed; whatever happens after that is raised by the outcome.
+        if the producer is not started or closed; whatever happens after that is raised by the outcome. For the
+        options see AsyncProducer.call.
         """
-        request = self._producer.prepare(service, command, args, timeout=timeout)
+        request = self._producer.prepare(
+            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+        )
         size = len(request.body)
         with self._lock:
             loop = self._usable_loop()
             self._handed_over += 1
             self._handed_over_bytes += size
             full = self._handed_over > MOST_HANDED_OVER or self._handed_over_bytes > MOST_HANDED_OVER_BYTES
-            order = _Order(request, timeout, Outcome(request.message_id, loop), threading.Event() if full else None)
+            outcome = Outcome(service, request.message_id, loop, self._cancel_until)
+            order = _Order(request, timeout, outcome, threading.Event() if full else None)
             self._inbox.append(order)
             if len(self._inbox) == 1:
                 loop.call_soon_threadsafe(self._take)
         if order.taken is not None:
             order.taken.wait(timeout)
-        return order.outcome
+        return outcome
 
     def publish(
-        self, service: str, command: str, args: Mapping[str, Any] | None = None, *, timeout: float = DEFAULT_TIMEOUT
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
     ) -> str:
         """Send a request whose reply nobody awaits; its message id, once confirmed: see AsyncProducer.publish."""
-        return self._run(self._producer.publish(service, command, args, timeout=timeout))
+        return self._run(self._producer.publish(service, command, args, timeout=timeout, idempotent=idempotent))
+
+    def collect(self, *, idle_timeout: float | None = None) -> Generator[Reply | RequestFailed, None, None]:
+        """The replies in the `reply_queue` that no call of this producer awaits: see AsyncProducer.collect."""
+        replies = self._producer.collect(idle_timeout=idle_timeout)
+        try:
+            while (reply := self._run(_next(replies))) is not None:
+                yield reply
+        finally:
+            with suppress(BrokerUnavailable):  # it is closed: the broker has what was not acknowledged
+                self._run(replies.aclose())
+
+    def cancel(self, service: str, message_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> bool:
+        """Tell every node of `service` that this request shall not run, or not run on: see AsyncProducer.cancel."""
+        return self._run(self._producer.cancel(service, message_id, timeout=timeout))
 
     def map(
         self,
@@ -173,21 +215,26 @@ class Producer:
         *,
         in_flight: int = 100,
         timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
     ) -> Generator[Reply, None, None]:
         """One request for each of `args`, at most `in_flight` at once; replies in order: see AsyncProducer.map."""
         if in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, not {in_flight}")
-        return self._map(service, command, iter(args), in_flight, timeout)
+
+        def submit(item: Mapping[str, Any]) -> Outcome:
+            return self.submit(service, command, item, timeout=timeout, idempotent=idempotent)
+
+        return self._map(iter(args), in_flight, submit)
 
     def _map(
-        self, service: str, command: str, items: Iterator[Mapping[str, Any]], in_flight: int, timeout: float
+        self, items: Iterator[Mapping[str, Any]], in_flight: int, submit: Callable[[Mapping[str, Any]], Outcome]
     ) -> Generator[Reply, None, None]:
         outcomes: deque[Future[Reply]] = deque()
         try:
             while True:
                 for item in islice(items, in_flight - len(outcomes)):
                     try:
-                        outcomes.append(self.submit(service, command, item, timeout=timeout))
+                        outcomes.append(submit(item))
                     except CodedError as error:
                         outcomes.append(_failed(error))
                         items = iter(())
@@ -200,6 +247,15 @@ class Producer:
         finally:
             for outcome in outcomes:
                 outcome.cancel()
+
+    def _cancel_until(self, outcome: Outcome, timeout: float | None) -> bool:
+        async def cancel() -> bool:
+            ended = asyncio.wrap_future(outcome)
+            # Looked at, or asyncio complains that nobody did.
+            ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            return await self._producer.cancel_until(outcome.service, outcome.message_id, ended, timeout)
+
+        return self._run(cancel())
 
     # From a thread to the loop.
 
@@ -310,6 +366,10 @@ def _of_another_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEvent
     if here is loop:
         raise RuntimeError("in the thread of its event loop a Producer would wait for itself: use AsyncProducer there")
     return loop
+
+
+async def _next(replies: AsyncGenerator[T, None]) -> T | None:
+    return await anext(replies, None)
 
 
 def _failed(error: CodedError) -> Future[Reply]:

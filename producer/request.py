@@ -17,24 +17,40 @@ from broker.contract import Message
 
 
 class PreparedRequest(NamedTuple):
-    """A request's body, and what its envelope will say. `deadline` in Unix milliseconds."""
+    """A request's body, and what its envelope will say. `deadline` in Unix milliseconds.
+
+    `idempotent`: it may be published again where it is not known what became of it.
+    """
 
     message_id: str
     service: str
     command: str
     body: bytes
     deadline: int | None
+    idempotent: bool
+    cancel_on_disconnect: bool
 
     def message(self, reply_to: str | None) -> Message:
         """What is published."""
         properties = request_properties(
-            message_id=self.message_id, command=self.command, reply_to=reply_to, deadline=self.deadline
+            message_id=self.message_id,
+            command=self.command,
+            reply_to=reply_to,
+            deadline=self.deadline,
+            cancel_on_disconnect=self.cancel_on_disconnect,
         )
         return Message(exchange=EXCHANGE, routing_key=self.service, body=self.body, properties=properties)
 
 
 def prepare(
-    service: str, command: str, args: Mapping[str, Any] | None, *, now: float, timeout: float | None
+    service: str,
+    command: str,
+    args: Mapping[str, Any] | None,
+    *,
+    now: float,
+    timeout: float | None,
+    idempotent: bool = False,
+    cancel_on_disconnect: bool = False,
 ) -> PreparedRequest:
     """Check and encode a request. `now` in seconds since 1970; `timeout` in seconds makes its deadline.
 
@@ -62,7 +78,15 @@ def prepare(
         raise BadRequest(str(error), message_id=message_id) from error
     if len(body) > DEFAULT_LIMIT:
         raise TooLarge(f"a request of {len(body):,} bytes, the limit is {DEFAULT_LIMIT:,}", message_id=message_id)
-    return PreparedRequest(message_id=message_id, service=service, command=command, body=body, deadline=deadline)
+    return PreparedRequest(
+        message_id=message_id,
+        service=service,
+        command=command,
+        body=body,
+        deadline=deadline,
+        idempotent=idempotent,
+        cancel_on_disconnect=cancel_on_disconnect,
+    )
 
 
 def check_timeout(timeout: float) -> None:
