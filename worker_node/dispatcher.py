@@ -20,12 +20,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_protocol import messages
+from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, read_history
 from bridge_protocol.errors import Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
 from broker.contract import Delivery
 from broker.link import Link
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
-from worker_node.core.admission import Refused, admit
+from worker_node.core.admission import Refused, admit, reply_address
 from worker_node.core.fate import Fault, RetryPolicy
 from worker_node.core.lookahead import Lookahead
 from worker_node.core.pool import (
@@ -43,6 +44,7 @@ from worker_node.core.pool import (
     Ticket,
     Wear,
 )
+from worker_node.core.tombstones import Tombstones
 from worker_node.environment import bridge_environment
 from worker_node.frame_log import FrameLog
 from worker_node.memory import MemoryWatch, tree_memory
@@ -100,6 +102,7 @@ class Dispatcher:
         self.settings = settings
         self.name = settings.name
         self.lookahead = Lookahead()
+        self.tombstones = Tombstones(settings.tombstones)
         self._node = node
         self._wall = wall
         self._loop = asyncio.get_running_loop()
@@ -142,6 +145,7 @@ class Dispatcher:
         """Replace every bridge by one with these settings, one after the other; no request fails for it."""
         self.settings = settings
         self.settlement.policy = _retry_policy(settings)
+        self.tombstones.most = settings.tombstones
         self._oversize_told = False
         if self._frames is not None:
             self._frames.close()
@@ -212,6 +216,25 @@ class Dispatcher:
         debug = self.settings.debug
         return FrameLog(debug, f"{self._node}.{self.name}", clock=self._wall) if debug.directory is not None else None
 
+    # What nobody wants any more.
+
+    def cancel(self, message_id: str) -> None:
+        """The producer cancelled a request: it ends here, or when it comes."""
+        self.tombstones.lay(message_id, self._loop.time())
+        self._abandon(lambda work: work.delivery.properties.message_id == message_id)
+
+    def watched(self) -> Iterable[str]:
+        """The reply addresses of requests that shall end with their requester."""
+        return (address for work in self.pool.tickets() if (address := _watched_address(work)) is not None)
+
+    def requester_gone(self, address: str) -> None:
+        """Nobody is left at `address`: what shall end with its requester ends."""
+        self._abandon(lambda work: _watched_address(work) == address)
+
+    def _abandon(self, unwanted: Callable[[Work], bool]) -> None:
+        for work in [work for work in self.pool.tickets() if unwanted(work)]:
+            self._perform(self.pool.cancel(work, self._loop.time()))
+
     # What comes in.
 
     def on_delivery(self, delivery: Delivery) -> None:
@@ -235,6 +258,9 @@ class Dispatcher:
             command=verdict.command,
             attempt=verdict.attempt,
         )
+        if delivery.properties.message_id in self.tombstones and not _replayed(delivery):
+            self._fail(work, Reason.CANCELLED, None)
+            return
         self._perform(self.pool.submit(work, now))
 
     def _on_payload(self, bridge: Bridge, payload: bytes | bytearray) -> None:
@@ -271,8 +297,10 @@ class Dispatcher:
         # The next request goes to the bridge before the reply to this one goes out: it works meanwhile.
         self._perform(actions)
         self.lookahead.ran(now - run.started)
-        if run.reason is not None:
-            self._fail(run.ticket, run.reason, bridge, message)
+        # A cancelled request that came to its result all the same was first.
+        reason = None if run.reason is Reason.CANCELLED and isinstance(message, messages.Result) else run.reason
+        if reason is not None:
+            self._fail(run.ticket, reason, bridge, message)
         elif isinstance(message, messages.Result):
             self.settlement.succeed(self._case(run.ticket, slot), payload)
         else:
@@ -581,6 +609,10 @@ class Dispatcher:
                 return "the deadline passed while it ran; it was stopped"
             case Reason.DEADLINE:
                 return "the deadline passed before it could start; it was not run"
+            case Reason.CANCELLED if ran:
+                return "it was cancelled while it ran, and stopped"
+            case Reason.CANCELLED:
+                return "it was cancelled before it ran"
             case Reason.NEIGHBOUR:
                 return "its bridge was stopped because of another request on it"
             case Reason.MEMORY_HARD:
@@ -668,6 +700,7 @@ _CODES = {
     Reason.WRITE_TIMEOUT: Code.BRIDGE_TIMEOUT,
     Reason.FRAME_TIMEOUT: Code.BRIDGE_TIMEOUT,
     Reason.DEADLINE: Code.DEADLINE_EXCEEDED,
+    Reason.CANCELLED: Code.CANCELLED,
     Reason.START_FAILED: Code.BRIDGE_UNAVAILABLE,
     Reason.START_TIMEOUT: Code.BRIDGE_UNAVAILABLE,
 }
@@ -678,6 +711,17 @@ _TOLD_BY_THE_BRIDGE = frozenset({Reason.CRASHED, Reason.VIOLATION, Reason.WRITE_
 
 def _megabytes(size: int) -> str:
     return f"{size / 1_000_000:.1f} MB"
+
+
+def _replayed(delivery: Delivery) -> bool:
+    """Whether an operator had it tried again, and so knows better than whoever cancelled it once."""
+    return read_history(delivery.properties.headers, None).replays > 0
+
+
+def _watched_address(work: Work) -> str | None:
+    """Where its requester is, if it shall end with them."""
+    properties = work.delivery.properties
+    return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None
 
 
 def _application_error(failure: messages.Failure) -> Fault:

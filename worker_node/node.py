@@ -16,16 +16,19 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
+from bridge_protocol.control import Cancel
 from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import request_queue, service_topology, shared_topology
 from broker.contract import Broker, Channel, Consumer
 from broker.link import Link
+from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
 from worker_node.out_of_memory import OutOfMemoryKills
+from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
 from worker_node.settlement import Counts
 
@@ -52,6 +55,13 @@ class Node:
         self._publishing = Link(broker, f"{self.name} replies", set_up=self._set_up_publishing)
         self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
         self._services: list[tuple[Dispatcher, Intake]] = []
+        self._control = Control(
+            self.name,
+            tuple(service.name for service in settings.services),
+            on_cancel=self._on_cancel,
+            on_cancelled=self._on_cancelled,
+        )
+        self._requesters = Requesters(broker, self.name, watched=self._watched, on_gone=self._on_gone)
         self._changed = asyncio.Event()
         self._taking = False
         self._looking: asyncio.Task[None] | None = None
@@ -112,6 +122,7 @@ class Node:
             await self.stop()
             raise
         self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
+        self._requesters.start()
         logger.info("%s: serving %s", self.name, ", ".join(repr(dispatcher) for dispatcher, _ in self._services))
 
     def request_stop(self) -> None:
@@ -176,6 +187,7 @@ class Node:
         for dispatcher in self.services:
             dispatcher.abort()
         await self._wait(lambda: all(d.pool.empty for d in self.services))
+        await self._requesters.close()
         await self._consuming.close()
         await self._publishing.close()
         for dispatcher in self.services:
@@ -202,6 +214,7 @@ class Node:
     async def _set_up(self, channel: Channel) -> None:
         self._forget_channel()  # of an earlier one that was lost while it was set up, nobody has told
         await channel.declare(shared_topology())
+        await self._control.attach(channel)
         for dispatcher, intake in self._services:
             await channel.declare(service_topology(dispatcher.name))
             await intake.attach(channel)
@@ -220,6 +233,21 @@ class Node:
     def _on_cancelled(self, consumer: Consumer) -> None:
         # Never just consume again: see Channel.consume.
         self._consuming.rebuild(f"the broker ended the subscription to {consumer.queue}")
+
+    # What nobody wants any more.
+
+    def _on_cancel(self, cancel: Cancel) -> None:
+        for dispatcher in self.services:
+            if dispatcher.name == cancel.service:
+                dispatcher.cancel(cancel.message_id)
+
+    def _watched(self) -> Iterator[str]:
+        for dispatcher in self.services:
+            yield from dispatcher.watched()
+
+    def _on_gone(self, address: str) -> None:
+        for dispatcher in self.services:
+            dispatcher.requester_gone(address)
 
     # What is taken, and when.
 

@@ -167,6 +167,9 @@ class ServiceSettings(Settings):
         description="frames on two descriptors told by QUAYBRIDGE_PROTOCOL_FDS, and stdout logged as stderr is: "
         "for programs that print",
     )
+    tombstones: int = Field(
+        65_536, ge=1, le=16_777_216, description="cancelled requests that are known by their ids, should they come yet"
+    )
     retry: RetrySettings = RetrySettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"

@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from bridge_protocol import messages, topology
 from bridge_protocol.dead_letter import dead_letter
 from bridge_protocol.envelope import (
+    CANCEL_ON_DISCONNECT,
     DEADLINE,
     DIRECT_REPLY_TO,
     RESULT,
@@ -172,6 +173,7 @@ class Settlement:
             attempt=attempt,
             traceparent=read_traceparent(old.headers),
             history=History(first_failed=history.first_failed or now, replays=history.replays),
+            cancel_on_disconnect=old.headers.get(CANCEL_ON_DISCONNECT) is True,
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 
@@ -197,11 +199,12 @@ class Settlement:
         )
 
     def _parked(self, reply: Message) -> Message:
+        """The reply, and where it should have gone."""
         return Message(
             exchange=topology.EXCHANGE,
             routing_key="undeliverable",
             body=reply.body,
-            properties=reply.properties,
+            properties=replace(reply.properties, reply_to=reply.routing_key),
         )
 
     # Publish them one after the other; when the last is confirmed, let the delivery go.

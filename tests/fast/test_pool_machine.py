@@ -65,6 +65,7 @@ class Booked(Ticket):
     place: Place = Place.WAITING
     slot: int | None = None
     stale: bool = False
+    cancelled: bool = False
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -153,7 +154,8 @@ class PoolMachine(RuleBasedStateMachine):
                     assert ticket.slot == slot
                     assert reason not in HARMLESS, "a request was cut off without need"
                     if slot is None:
-                        assert reason in (Reason.DEADLINE, Reason.DRAINED, Reason.START_FAILED)
+                        assert reason in (Reason.DEADLINE, Reason.DRAINED, Reason.START_FAILED, Reason.CANCELLED)
+                    assert (reason is Reason.CANCELLED) <= ticket.cancelled, "somebody else's cancel"
                     if reason is Reason.DEADLINE:
                         assert ticket.deadline <= self.now
                     ticket.place = Place.ENDED
@@ -190,6 +192,15 @@ class PoolMachine(RuleBasedStateMachine):
         assert run.ticket.slot == slot
         run.ticket.place = Place.FINISHED
         self.perform(self.pool.finished(slot, request_id, self.now, recycle=recycle))
+
+    @precondition(lambda self: any(self.pool.tickets()))
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        ticket = data.draw(st.sampled_from(sorted(self.pool.tickets(), key=lambda ticket: ticket.number)))
+        waited = ticket.place is Place.WAITING
+        ticket.cancelled = True
+        self.perform(self.pool.cancel(ticket, self.now))
+        assert ticket.place is (Place.ENDED if waited else Place.RUNNING)
 
     @precondition(lambda self: self.in_phase(Phase.STOPPING))
     @rule(data=st.data())

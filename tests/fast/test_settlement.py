@@ -205,6 +205,7 @@ async def test_a_reply_to_a_durable_queue_that_is_missing_is_parked(bench: Bench
     (parked,) = bench.broker.messages(UNDELIVERABLE)
     assert parked.body == REPLY
     assert parked.properties.correlation_id == "m1"
+    assert parked.properties.reply_to == DURABLE  # where it should have gone
     assert bench.unacked == 0
     assert bench.settlement.counts.replies_parked == 1
 

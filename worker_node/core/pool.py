@@ -73,6 +73,7 @@ class Reason(StrEnum):
     NEIGHBOUR = "neighbour"  # the ticket's bridge had to go because of another request on it
     MEMORY_HARD = "memory_hard"  # more memory than it may ever have
     DRAINED = "drained"
+    CANCELLED = "cancelled"  # nobody wants the request any more
     # Replaced without harm, between two requests:
     RECYCLED = "recycled"  # it asked for it
     REQUESTS = "requests"  # it served as many as it may
@@ -100,6 +101,7 @@ _FIRST_STEP: Final = {
     Reason.DEADLINE: Step.TERMINATE,
     Reason.WRITE_TIMEOUT: Step.TERMINATE,
     Reason.FRAME_TIMEOUT: Step.TERMINATE,
+    Reason.CANCELLED: Step.TERMINATE,
     Reason.VIOLATION: Step.KILL,
     Reason.MEMORY_HARD: Step.KILL,
 }
@@ -223,7 +225,10 @@ Action = Start | Send[T] | Cancel | Stop | End[T]
 
 @dataclass(slots=True)
 class Run(Generic[T]):
-    """A request on a bridge. `reason` is set once it is late: then a reply no longer counts."""
+    """A request on a bridge. `reason` is set once it is late or cancelled.
+
+    A reply to a late one no longer counts; of a cancelled one, a result still does: it was first.
+    """
 
     ticket: T
     started: float
@@ -495,6 +500,28 @@ class Pool(Generic[T]):
     def withdraw(self, gone: Callable[[T], bool]) -> None:
         """Forget the waiting tickets of which `gone` holds: somebody else has them now."""
         self.waiting = deque(ticket for ticket in self.waiting if not gone(ticket))
+
+    def cancel(self, ticket: T, now: float) -> list[Action[T]]:
+        """Nobody wants a ticket any more that is in the pool: it ends, at once if it waits.
+
+        Where it runs it has `cancel_timeout` to end by itself, and is told to if its bridge can be told; then its
+        bridge is stopped.
+        """
+        actions: list[Action[T]] = []
+        if ticket in self.waiting:
+            self.waiting.remove(ticket)
+            actions.append(End(ticket, Reason.CANCELLED))
+            self._assign(now, actions)  # it may have held up those behind it
+            return actions
+        for slot in self.slots:
+            run = slot.runs.get(ticket.request_id)
+            if run is not None and run.ticket is ticket and run.reason is None:
+                run.reason = Reason.CANCELLED
+                run.due = min(run.due, now + self.limits.cancel_timeout)
+                self._watch(run.due)
+                if slot.phase is Phase.READY and slot.cancels and run.due > now:
+                    actions.append(Cancel(slot.number, ticket.request_id))
+        return actions
 
     def give_up(self) -> list[Action[T]]:
         """Hand back what waits, if no bridge can be started. Call it when no more tickets come."""
@@ -820,5 +847,5 @@ def _lateness(run: Run[T]) -> Reason:
 
 
 def _shared_fate(reason: Reason) -> Reason:
-    """What a bridge's end means for a request on it that was not itself late."""
-    return Reason.NEIGHBOUR if reason in (Reason.RUN_TIMEOUT, Reason.DEADLINE) else reason
+    """What a bridge's end means for a request on it that was not itself late or cancelled."""
+    return Reason.NEIGHBOUR if reason in (Reason.RUN_TIMEOUT, Reason.DEADLINE, Reason.CANCELLED) else reason

@@ -1,0 +1,54 @@
+"""What a node hears on the control exchange: a queue of its own, for as long as the channel it is attached to.
+
+What is said while a node is not connected it never hears: whoever cancels a request says so again as long as they
+wait for an answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+
+from bridge_protocol.control import Cancel, control_topology, decode_control
+from bridge_protocol.errors import FrameError
+from bridge_protocol.topology import CONTROL
+from broker.contract import Channel, Consumer, Delivery
+
+logger = logging.getLogger("quaybridge.node")
+
+
+class Control:
+    """Listens for the services of the node `name`; `on_cancel` is told what concerns one of them."""
+
+    def __init__(
+        self,
+        name: str,
+        services: tuple[str, ...],
+        *,
+        on_cancel: Callable[[Cancel], None],
+        on_cancelled: Callable[[Consumer], None],
+    ) -> None:
+        self._name = name
+        self._services = services
+        self._on_cancel = on_cancel
+        self._on_cancelled = on_cancelled
+
+    def __repr__(self) -> str:
+        return f"<Control of {self._name}: {', '.join(self._services)}>"
+
+    async def attach(self, channel: Channel) -> None:
+        """Listen on this new channel. Raises BrokerError if it cannot."""
+        # Never the same name twice: the broker may take the connection before for alive until a heartbeat is missed.
+        queue = f"{CONTROL}.{self._name}.{secrets.token_hex(4)}"
+        await channel.declare(control_topology(queue, self._services))
+        await channel.consume(queue, self._on_delivery, on_cancelled=self._on_cancelled, no_ack=True)
+
+    def _on_delivery(self, delivery: Delivery) -> None:
+        try:
+            said = decode_control(delivery.body)
+        except FrameError as error:
+            logger.warning("%s: not a control message, dropped: %s", self._name, error)
+            return
+        if said is not None and said.service in self._services:
+            self._on_cancel(said)
