@@ -17,6 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from bridge_protocol.errors import QuaybridgeError
@@ -25,6 +26,7 @@ from broker.contract import Broker, Channel, Consumer
 from broker.link import Link
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
+from worker_node.isolation import Isolation
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.settings import NodeSettings
 from worker_node.settlement import Counts
@@ -53,6 +55,7 @@ class Node:
         self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
         self._services: list[tuple[Dispatcher, Intake]] = []
         self._changed = asyncio.Event()
+        self._isolation = Isolation(self._services, self._changed.set)
         self._taking = False
         self._looking: asyncio.Task[None] | None = None
         self._looked = -math.inf
@@ -94,8 +97,12 @@ class Node:
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
             )
-            queue = request_queue(settings.name)
-            self._services.append((dispatcher, Intake(queue, dispatcher.on_delivery, self._on_cancelled)))
+            intake = Intake(
+                request_queue(settings.name),
+                partial(self._isolation.on_delivery, dispatcher),
+                self._on_cancelled,
+            )
+            self._services.append((dispatcher, intake))
         self._taking = True
         try:
             for dispatcher, _ in self._services:
@@ -188,6 +195,7 @@ class Node:
             self._looking.cancel()
             await asyncio.wait([self._looking])
             self._looking = None
+        await self._isolation.close()
         for _, intake in self._services:
             intake.want(0, 0)
         for dispatcher, intake in self._services:
@@ -235,7 +243,7 @@ class Node:
 
     def _adjust(self) -> None:
         for dispatcher, intake in self._services:
-            if not self._taking or not dispatcher.ready:
+            if not self._taking or self._isolation.active or not dispatcher.ready:
                 intake.want(0, 0)
                 if intake.stopped:
                     dispatcher.give_up()
