@@ -26,7 +26,8 @@ from bridge_protocol.frames import LIMIT_CEILING
 from broker.contract import Delivery
 from broker.link import Link
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
-from worker_node.core.admission import Refused, admit, reply_address
+from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of, reply_address
+from worker_node.core.answered import Answered
 from worker_node.core.fate import Fault, RetryPolicy
 from worker_node.core.lookahead import Lookahead
 from worker_node.core.pool import (
@@ -44,6 +45,7 @@ from worker_node.core.pool import (
     Ticket,
     Wear,
 )
+from worker_node.core.skew import Skew
 from worker_node.core.tombstones import Tombstones
 from worker_node.environment import bridge_environment
 from worker_node.frame_log import FrameLog
@@ -62,11 +64,21 @@ bridge_logger = logging.getLogger("quaybridge.bridge")
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Work(Ticket):
-    """A delivery on its way through the node."""
+    """A delivery on its way through the node, and what joined it: the same request, delivered again meanwhile.
+
+    `identity` None: what comes again is not known again.
+    """
 
     delivery: Delivery
     command: str
     attempt: int
+    identity: Identity | None = None
+    joined: tuple[Delivery, ...] = ()
+
+    @property
+    def stale(self) -> bool:
+        """Whether all of it will come again, here or elsewhere."""
+        return self.delivery.stale and all(delivery.stale for delivery in self.joined)
 
 
 @dataclass(slots=True, eq=False)
@@ -119,6 +131,11 @@ class Dispatcher:
             wall=wall,
             jitter=jitter,
         )
+        self.answered = Answered()
+        self._bound_answered()
+        self._known: dict[Identity, Work] = {}  # what is in the pool, by what tells it from all others
+        self._left = asyncio.Event()  # something is in the pool no more
+        self._skew = Skew()
         self._bridges: dict[int, Bridge] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -146,6 +163,7 @@ class Dispatcher:
         self.settings = settings
         self.settlement.policy = _retry_policy(settings)
         self.tombstones.most = settings.tombstones
+        self._bound_answered()
         self._oversize_told = False
         if self._frames is not None:
             self._frames.close()
@@ -176,7 +194,17 @@ class Dispatcher:
 
     def forget(self) -> None:
         """The channel is gone: what waits came by it, and will come again."""
-        self.pool.withdraw(lambda work: work.delivery.stale)
+        for work in self.pool.waiting:
+            if work.stale:
+                self._leave(work)
+        self.pool.withdraw(lambda work: work.stale)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing runs or waits here, and all that came to its end is acknowledged or let go."""
+        while any(True for _ in self.pool.tickets()):
+            self._left.clear()
+            await self._left.wait()
+        await self.settlement.wait_idle()
 
     def bridges(self) -> Iterable[Bridge]:
         """The processes of this service, for whoever wants to look."""
@@ -225,17 +253,31 @@ class Dispatcher:
 
     def watched(self) -> Iterable[str]:
         """The reply addresses of requests that shall end with their requester."""
-        return (address for work in self.pool.tickets() if (address := _watched_address(work)) is not None)
+        return (address for work in self.pool.tickets() if (address := _watched_address(work.delivery)) is not None)
 
     def requester_gone(self, address: str) -> None:
-        """Nobody is left at `address`: what shall end with its requester ends."""
-        self._abandon(lambda work: _watched_address(work) == address)
+        """Nobody is left at `address`: what shall end with its requester ends, unless it is asked from elsewhere too."""
+        self._abandon(
+            lambda work: all(_watched_address(delivery) == address for delivery in (work.delivery, *work.joined))
+        )
 
     def _abandon(self, unwanted: Callable[[Work], bool]) -> None:
         for work in [work for work in self.pool.tickets() if unwanted(work)]:
             self._perform(self.pool.cancel(work, self._loop.time()))
 
     # What comes in.
+
+    def knows(self, delivery: Delivery) -> bool:
+        """Whether it will not run anew: it is in the pool already, or was answered just now.
+
+        Its body is not decoded for that: it may be what the last node died of.
+        """
+        properties = delivery.properties
+        identity = identity_of(properties, attempt_of(properties.headers, self.settings.retry.max_attempts))
+        if identity is None:
+            return False
+        answer = self.answered.find(identity, delivery.body, self._loop.time())
+        return answer is not None or self._same(identity, delivery) is not None
 
     def on_delivery(self, delivery: Delivery) -> None:
         """A message came from the request queue."""
@@ -249,19 +291,52 @@ class Dispatcher:
             case = Case(delivery=delivery, attempt=1, request_id=verdict.request_id, command="", remaining=math.inf)
             self.settlement.fail(case, verdict.fault)
             return
-        now = self._loop.time()
+        now, wall = self._loop.time(), self._wall()
+        if (ahead := self._skew.seen(verdict.timestamp, wall=wall, now=now)) is not None:
+            logger.warning(
+                "%s: request %s was made %.1f s in the future: its producer's clock or this node's is wrong, and "
+                "deadlines with it",
+                *(self.name, delivery.properties.message_id or verdict.request_id, ahead),
+            )
         work = Work(
             request_id=verdict.request_id,
-            deadline=math.inf if verdict.deadline is None else now + verdict.deadline / 1000 - self._wall(),
+            deadline=math.inf if verdict.deadline is None else now + verdict.deadline / 1000 - wall,
             alone=verdict.attempt > 1,
             delivery=delivery,
             command=verdict.command,
             attempt=verdict.attempt,
         )
+        identity = identity_of(delivery.properties, verdict.attempt)
+        if identity is not None:
+            if (running := self._same(identity, delivery)) is not None:
+                running.joined += (delivery,)
+                self.settlement.counts.joined += 1
+                return
+            if (payload := self.answered.find(identity, delivery.body, now)) is not None:
+                self.settlement.repeat(self._case(work, None), payload)
+                return
         if delivery.properties.message_id in self.tombstones and not _replayed(delivery):
             self._fail(work, Reason.CANCELLED, None)
             return
+        if identity is not None and identity not in self._known:
+            self._known[identity] = work
+            work.identity = identity
         self._perform(self.pool.submit(work, now))
+
+    def _bound_answered(self) -> None:
+        bounds = self.settings.answered
+        self.answered.bound(count=bounds.count, bytes=bounds.bytes, age=bounds.age)
+
+    def _same(self, identity: Identity, delivery: Delivery) -> Work | None:
+        """The same request, if it is in the pool: under the same name, and with the same body."""
+        work = self._known.get(identity)
+        return work if work is not None and work.delivery.body == delivery.body else None
+
+    def _leave(self, work: Work) -> None:
+        """It is in the pool no more."""
+        if work.identity is not None:
+            self._known.pop(work.identity, None)
+        self._left.set()
 
     def _on_payload(self, bridge: Bridge, payload: bytes | bytearray) -> None:
         slot = bridge.slot
@@ -294,17 +369,22 @@ class Dispatcher:
             return
         now = self._loop.time()
         actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)
+        work = run.ticket
         # The next request goes to the bridge before the reply to this one goes out: it works meanwhile.
         self._perform(actions)
         self.lookahead.ran(now - run.started)
         # A cancelled request that came to its result all the same was first.
         reason = None if run.reason is Reason.CANCELLED and isinstance(message, messages.Result) else run.reason
         if reason is not None:
-            self._fail(run.ticket, reason, bridge, message)
-        elif isinstance(message, messages.Result):
-            self.settlement.succeed(self._case(run.ticket, slot), payload)
+            self._fail(work, reason, bridge, message)
+            return
+        self._leave(work)
+        if isinstance(message, messages.Result):
+            self.settlement.succeed(self._case(work, slot), payload)
+            if work.identity is not None:
+                self.answered.keep(work.identity, work.delivery.body, payload, now)
         else:
-            self.settlement.fail(self._case(run.ticket, slot), _application_error(message), payload)
+            self.settlement.fail(self._case(work, slot), _application_error(message), payload)
 
     def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
         if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
@@ -587,8 +667,9 @@ class Dispatcher:
         self, work: Work, reason: Reason, bridge: Bridge | None, said: messages.Result | messages.Failure | None = None
     ) -> None:
         """A request left the pool without a reply that counts. `said`: one that came too late."""
+        self._leave(work)
         if reason is Reason.DRAINED:
-            self.settlement.hand_back(work.delivery)
+            self.settlement.hand_back(self._case(work, None))
             return
         trouble = bridge.trouble if bridge is not None else None
         details = dict(trouble.details) if trouble is not None else {}
@@ -629,6 +710,7 @@ class Dispatcher:
             command=work.command,
             remaining=work.deadline - self._loop.time(),
             slot=slot,
+            joined=work.joined,
         )
 
     def _log_stderr(self, bridge: Bridge, line: str) -> None:
@@ -674,10 +756,9 @@ def _pool_limits(settings: ServiceSettings) -> PoolLimits:
 def _retry_policy(settings: ServiceSettings) -> RetryPolicy:
     return RetryPolicy(
         max_attempts=settings.retry.max_attempts,
-        first_delay=settings.retry.first_delay,
+        first_delay=settings.retry.first_delays,
         factor=settings.retry.factor,
         max_delay=settings.retry.max_delay,
-        on_timeout=settings.retry.on_timeout,
     )
 
 
@@ -718,9 +799,9 @@ def _replayed(delivery: Delivery) -> bool:
     return read_history(delivery.properties.headers, None).replays > 0
 
 
-def _watched_address(work: Work) -> str | None:
+def _watched_address(delivery: Delivery) -> str | None:
     """Where its requester is, if it shall end with them."""
-    properties = work.delivery.properties
+    properties = delivery.properties
     return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from broker.contract import BrokerError, Channel, Consumer, Delivery
 
@@ -13,18 +14,22 @@ class Intake:
 
     Two of them, for prefetch is a consumer's own: one for what can run at once, and one, of lower priority,
     for the lookahead, which so gets only what no other node has a free place for.
+
+    `wary`: until `trust`, one delivery at a time is taken. So it is on each new channel, where the first
+    deliveries may be what the last node died of: see `worker_node.isolation`.
     """
 
     def __init__(
         self,
         queue: str,
-        on_delivery: Callable[[Delivery], None],
+        on_delivery: Callable[[Intake, Delivery], None],
         on_cancelled: Callable[[Consumer], None],
     ) -> None:
         self.queue = queue
-        self._on_delivery = on_delivery
+        self._on_delivery = partial(on_delivery, self)
         self._on_cancelled = on_cancelled
         self._channel: Channel | None = None
+        self.wary = True
         self._wanted = (0, 0)
         self._consumers: list[tuple[Consumer | None, int]] = [(None, 0), (None, 0)]
         self._adjusting: asyncio.Task[None] | None = None  # one at a time, or a consumer would be made twice
@@ -48,6 +53,7 @@ class Intake:
     def detach(self) -> None:
         """The channel is gone, and its consumers with it."""
         self._channel = None
+        self.wary = True
         self._consumers = [(None, 0), (None, 0)]
 
     def want(self, running: int, ahead: int) -> None:
@@ -55,13 +61,26 @@ class Intake:
         if self._wanted == (running, ahead):
             return
         self._wanted = (running, ahead)
-        if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
-            self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._channel))
+        self._begin_adjusting()
+
+    def trust(self) -> None:
+        """The queue gave what is beyond suspicion: take all that is wanted."""
+        self.wary = False
+        self._begin_adjusting()
+
+    def distrust(self) -> None:
+        """The queue gave what may kill a node: from now on take one at a time, until `trust`."""
+        self.wary = True
+        self._begin_adjusting()
 
     async def settled(self) -> None:
         """Wait until what is wanted is so, or the channel is gone: after `want(0, 0)` no more deliveries come."""
         if self._adjusting is not None:
             await asyncio.wait([self._adjusting])
+
+    def _begin_adjusting(self) -> None:
+        if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
+            self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._channel))
 
     async def _follow(self, channel: Channel) -> None:
         try:
@@ -73,12 +92,13 @@ class Intake:
 
     async def _adjust(self, channel: Channel) -> None:
         while self._channel is channel:
-            sizes = [size for _, size in self._consumers]
-            place = next((n for n, wanted in enumerate(self._wanted) if sizes[n] != wanted), None)
+            running, ahead = self._wanted
+            sizes = (min(running, 1), 0) if self.wary else (running, ahead)
+            place = next((n for n, wanted in enumerate(sizes) if self._consumers[n][1] != wanted), None)
             if place is None:
                 return
             consumer, _ = self._consumers[place]
-            wanted = self._wanted[place]
+            wanted = sizes[place]
             if consumer is not None:
                 await channel.cancel(consumer)
                 consumer = None

@@ -17,6 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 from bridge_protocol.control import Cancel
@@ -27,6 +28,7 @@ from broker.link import Link
 from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
+from worker_node.isolation import Isolation
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
@@ -63,6 +65,7 @@ class Node:
         )
         self._requesters = Requesters(broker, self.name, watched=self._watched, on_gone=self._on_gone)
         self._changed = asyncio.Event()
+        self._isolation = Isolation(self._services, self._changed.set)
         self._taking = False
         self._looking: asyncio.Task[None] | None = None
         self._looked = -math.inf
@@ -104,8 +107,12 @@ class Node:
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
             )
-            queue = request_queue(settings.name)
-            self._services.append((dispatcher, Intake(queue, dispatcher.on_delivery, self._on_cancelled)))
+            intake = Intake(
+                request_queue(settings.name),
+                partial(self._isolation.on_delivery, dispatcher),
+                self._on_cancelled,
+            )
+            self._services.append((dispatcher, intake))
         self._taking = True
         try:
             for dispatcher, _ in self._services:
@@ -200,6 +207,7 @@ class Node:
             self._looking.cancel()
             await asyncio.wait([self._looking])
             self._looking = None
+        await self._isolation.close()
         for _, intake in self._services:
             intake.want(0, 0)
         for dispatcher, intake in self._services:
@@ -263,7 +271,7 @@ class Node:
 
     def _adjust(self) -> None:
         for dispatcher, intake in self._services:
-            if not self._taking or not dispatcher.ready:
+            if not self._taking or self._isolation.active or not dispatcher.ready:
                 intake.want(0, 0)
                 if intake.stopped:
                     dispatcher.give_up()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from bridge_protocol.errors import Code
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING
 from bridge_protocol.topology import MAX_RUN_TIMEOUT, service_name_problem
 
 MOST_BRIDGES = 1024
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Bytes = Annotated[int, Field(ge=1024 * 1024, le=2**50)]
 
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
@@ -79,14 +82,41 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class RetryAfterSettings(Settings):
+    """How soon a request is tried again after each kind of failure, where that is not `retry.first_delay`.
+
+    Seconds before the second try; 0: a request that failed so is not tried again.
+    """
+
+    bridge_crashed: SecondsOrNever | None = Field(None, description="seconds after a crash, or 0")
+    protocol_violation: SecondsOrNever | None = Field(None, description="seconds after nonsense on stdout, or 0")
+    bridge_timeout: SecondsOrNever | None = Field(0.0, description="seconds after a run timeout, or 0: never")
+    application_error: SecondsOrNever | None = Field(
+        None, description="seconds after a failure that the bridge calls retryable without a retry_after, or 0"
+    )
+
+
 class RetrySettings(Settings):
-    """How often, and how soon, a request is tried again after its bridge crashed or broke the protocol."""
+    """How often, and how soon, a request is tried again that failed through no fault of its own that is known."""
 
     max_attempts: int = Field(3, ge=1, le=100, description="tries in all, counted when they begin")
     first_delay: Seconds = Field(1.0, description="seconds before the second try; whole seconds are waited")
     factor: float = Field(5.0, ge=1, le=100, description="each further delay is this much longer")
     max_delay: Seconds = Field(600.0, description="seconds no delay exceeds")
-    on_timeout: bool = Field(False, description="whether a run timeout is tried again too")
+    after: RetryAfterSettings = RetryAfterSettings()
+
+    @property
+    def first_delays(self) -> Mapping[Code, float]:
+        """Seconds before the second try, by the code of the first one's failure; 0: there is none."""
+        return {Code(code): self.first_delay if delay is None else delay for code, delay in self.after}
+
+
+class AnsweredSettings(Settings):
+    """What a node keeps of its latest successes, to answer a request that comes again without running it again."""
+
+    count: int = Field(1024, ge=0, le=1_000_000, description="successes kept; 0: none")
+    bytes: int = Field(16 * 1024 * 1024, ge=0, description="bytes of the requests and results kept")
+    age: Seconds = Field(300.0, description="seconds a success is kept")
 
 
 class RecycleSettings(Settings):
@@ -171,6 +201,7 @@ class ServiceSettings(Settings):
         65_536, ge=1, le=16_777_216, description="cancelled requests that are known by their ids, should they come yet"
     )
     retry: RetrySettings = RetrySettings()
+    answered: AnsweredSettings = AnsweredSettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )

@@ -48,13 +48,18 @@ class Counts:
     dead: int = 0
     handed_back: int = 0
     redelivered: int = 0
+    joined: int = 0  # came again while they ran, and were answered with that run
+    repeated: int = 0  # came again when they were answered, and were told the same again
     replies_dropped: int = 0
     replies_parked: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What there is to settle: a delivery, which try it is, and the id its bridge knows it by."""
+    """What there is to settle: a delivery, which try it is, and the id its bridge knows it by.
+
+    `joined`: the same request, delivered again while it was under way. What becomes of it becomes of all.
+    """
 
     delivery: Delivery
     attempt: int
@@ -62,6 +67,34 @@ class Case:
     command: str
     remaining: float  # seconds until its deadline, when it came to its end
     slot: int | None = None  # where it ran, if it did
+    joined: tuple[Delivery, ...] = ()
+
+    @property
+    def stale(self) -> bool:
+        """Whether nothing of it can be settled any more."""
+        return self.delivery.stale and all(delivery.stale for delivery in self.joined)
+
+    def addressees(self) -> list[Delivery]:
+        """One delivery for each place where an answer is awaited, or one without.
+
+        What is stale is left out where something is not: it comes again, and is answered then.
+        """
+        if not self.joined:
+            return [self.delivery]
+        live = [delivery for delivery in (self.delivery, *self.joined) if not delivery.stale]
+        return list({reply_address(delivery.properties): delivery for delivery in live}.values())
+
+    def ack(self) -> None:
+        """Let it go for good."""
+        self.delivery.ack()
+        for delivery in self.joined:
+            delivery.ack()
+
+    def reject(self, *, requeue: bool) -> None:
+        """Hand it back, or have the broker keep it as a dead letter."""
+        self.delivery.reject(requeue=requeue)
+        for delivery in self.joined:
+            delivery.reject(requeue=requeue)
 
 
 class Settlement:
@@ -102,28 +135,33 @@ class Settlement:
         self.counts.succeeded += 1
         self._settle(case, self._reply(case, payload, None))
 
+    def repeat(self, case: Case, payload: bytes | bytearray) -> None:
+        """It came again, and was answered with `payload` before."""
+        self.counts.repeated += 1
+        self._settle(case, self._reply(case, payload, None))
+
     def fail(self, case: Case, fault: Fault, payload: bytes | bytearray | None = None) -> None:
         """The request failed. `payload`: the bridge's own words, where it has said any."""
         delivery = case.delivery
-        address = reply_address(delivery.properties)
+        addressed = any(reply_address(each.properties) is not None for each in case.addressees())
         fate = decide(
             fault,
             attempt=case.attempt,
             policy=self.policy,
             remaining=case.remaining,
-            addressed=address is not None,
+            addressed=addressed,
             jitter=self._jitter(),
         )
         match fate:
             case HandBack():
-                self.hand_back(delivery)
+                self.hand_back(case)
             case Retry(delay, attempt):
                 self.counts.retried += 1
                 logger.info(
                     "%s: %s: %s; trying again in %d s (attempt %d of %d)",
                     *(self._service, _name(delivery), _shown(fault), delay, attempt, self.policy.max_attempts),
                 )
-                self._settle(case, [self._retry(delivery, delay, attempt)])
+                self._settle(case, [self._retry(each, delay, attempt) for each in case.addressees()])
             case Ended(dead_letter):
                 self.counts.failed += 1
                 said = f"{fault.code}: {_shown(fault)}" + ("; kept as a dead letter" if dead_letter else "")
@@ -132,26 +170,29 @@ class Settlement:
                 outgoing = [self._dead_letter(case, fault)] if dead_letter else []
                 self._settle(case, outgoing + self._reply(case, payload or self._failure(case, fault), fault.code))
 
-    def hand_back(self, delivery: Delivery) -> None:
+    def hand_back(self, work: Case | Delivery) -> None:
         """It did not run here: another node may have it."""
         self.counts.handed_back += 1
-        delivery.reject(requeue=True)
+        work.reject(requeue=True)
 
     # What is published.
 
     def _reply(self, case: Case, payload: bytes | bytearray, code: Code | None) -> list[Message]:
-        properties = case.delivery.properties
-        address = reply_address(properties)
-        if address is None:
-            return []
-        envelope = reply_properties(
-            correlation_id=_usable(properties.correlation_id) or _usable(properties.message_id),
-            code=code,
-            attempt=case.attempt,
-            node=self._node,
-            redelivered=case.delivery.redelivered,
-        )
-        return [Message(exchange="", routing_key=address, body=payload, properties=envelope)]
+        replies: list[Message] = []
+        for delivery in case.addressees():
+            properties = delivery.properties
+            address = reply_address(properties)
+            if address is None:
+                continue
+            envelope = reply_properties(
+                correlation_id=_usable(properties.correlation_id) or _usable(properties.message_id),
+                code=code,
+                attempt=case.attempt,
+                node=self._node,
+                redelivered=delivery.redelivered,
+            )
+            replies.append(Message(exchange="", routing_key=address, body=payload, properties=envelope))
+        return replies
 
     def _failure(self, case: Case, fault: Fault) -> bytes:
         info = messages.ErrorInfo(type=fault.code, message=fault.message, details=fault.details)
@@ -210,15 +251,15 @@ class Settlement:
     # Publish them one after the other; when the last is confirmed, let the delivery go.
 
     def _settle(self, case: Case, outgoing: list[Message]) -> None:
-        self.counts.redelivered += case.delivery.redelivered
+        self.counts.redelivered += case.delivery.redelivered + sum(each.redelivered for each in case.joined)
         self._pending += 1
         self._idle.clear()
-        self._publish(case, outgoing, case.delivery.ack)
+        self._publish(case, outgoing, case.ack)
 
     def _publish(self, case: Case, outgoing: list[Message], let_go: Callable[[], None]) -> None:
         if not outgoing:
             let_go()
-        elif not case.delivery.stale:
+        elif not case.stale:
             try:
                 sent = self._link.publish(outgoing[0], timeout=self._publish_timeout)
             except CodedError as error:
@@ -264,7 +305,7 @@ class Settlement:
         else:
             # The request itself (RabbitMQ 3.10 took it): the broker can keep it, without its being sent again.
             fault = Fault(code=Code.TOO_LARGE, message=f"the request cannot be sent again: {error.message}")
-            let_go = partial(case.delivery.reject, requeue=False)
+            let_go = partial(case.reject, requeue=False)
             following = following or self._reply(case, self._failure(case, fault), fault.code)
         logger.warning("%s: %s: %s", self._service, _name(case.delivery), fault.message)
         self._publish(case, following, let_go)

@@ -12,13 +12,14 @@ from bridge_protocol.envelope import (
     ATTEMPT,
     DEADLINE,
     PROTOCOL,
+    REPLAYS,
     SESSION,
     Properties,
     request_properties,
 )
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import CANCEL, MAX_ID, PING, SHUTDOWN, Request, encode_request, handshake
-from worker_node.core.admission import Admitted, Refused, admit, reply_address
+from worker_node.core.admission import Admitted, Refused, admit, identity_of, reply_address
 
 NOW = 1_700_000_000_000  # Unix milliseconds
 LIMIT = 4096
@@ -58,7 +59,7 @@ def admitted(*arguments: Any, **options: Any) -> Admitted:
 
 
 def test_a_request_of_our_own_is_let_in() -> None:
-    assert judge() == Admitted(request_id=7, command="echo", deadline=None, attempt=1)
+    assert judge() == Admitted(request_id=7, command="echo", deadline=None, attempt=1, timestamp="")
 
 
 def test_a_request_without_any_properties_is_let_in() -> None:
@@ -284,3 +285,24 @@ def test_a_header_of_any_depth_is_refused_without_being_walked() -> None:
     finally:
         while deep:  # or its own end would recurse
             deep = deep.pop()
+
+
+@pytest.mark.parametrize(
+    ("headers", "identity"),
+    [
+        ({}, ("m1", 1, 0)),
+        ({ATTEMPT: 2}, ("m1", 2, 0)),
+        ({REPLAYS: 3}, ("m1", 1, 3)),
+        ({REPLAYS: -1}, ("m1", 1, 0)),
+        ({REPLAYS: "2"}, ("m1", 1, 0)),
+        ({REPLAYS: True}, ("m1", 1, 0)),
+        ({REPLAYS: 2**63 - 1}, ("m1", 1, 1_000_000)),
+    ],
+)
+def test_neither_a_retry_nor_a_replay_is_the_request_it_was(headers: Mapping[str, Any], identity: Any) -> None:
+    properties = replace(PROPERTIES, headers=headers)
+    assert identity_of(properties, admitted(properties=properties).attempt) == identity
+
+
+def test_a_request_without_a_name_cannot_be_told_from_another() -> None:
+    assert identity_of(replace(PROPERTIES, message_id=None), 1) is None

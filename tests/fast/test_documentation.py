@@ -42,6 +42,8 @@ def test_the_documented_defaults_are_the_defaults() -> None:
         match said:
             case "required" | "one for each CPU" | "the node's own":
                 continue
+            case "`first_delay`":
+                assert value is None, key
             case "off" | "none":
                 assert not value, key
             case _ if said.endswith(" MiB"):

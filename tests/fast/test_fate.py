@@ -13,7 +13,8 @@ from bridge_protocol.errors import Code
 from bridge_protocol.topology import MAX_DELAY
 from worker_node.core.fate import Ended, Fate, Fault, HandBack, Retry, RetryPolicy, decide
 
-POLICY = RetryPolicy(max_attempts=3, first_delay=1, factor=5, max_delay=600, on_timeout=False)
+DELAYS = {Code.BRIDGE_CRASHED: 1.0, Code.PROTOCOL_VIOLATION: 1.0, Code.BRIDGE_TIMEOUT: 0.0, Code.APPLICATION_ERROR: 1.0}
+POLICY = RetryPolicy(max_attempts=3, first_delay=DELAYS, factor=5, max_delay=600)
 
 
 def fate(
@@ -67,14 +68,21 @@ def test_each_code_leads_where_the_table_says(code: Code) -> None:
 
 
 def test_a_run_timeout_is_tried_again_where_that_is_wanted() -> None:
-    eager = replace(POLICY, on_timeout=True)
-    assert fate(Code.BRIDGE_TIMEOUT, policy=eager) == Retry(1, 2)
+    eager = replace(POLICY, first_delay={**DELAYS, Code.BRIDGE_TIMEOUT: 30.0})
+    assert fate(Code.BRIDGE_TIMEOUT, policy=eager) == Retry(30, 2)
+    assert fate(Code.BRIDGE_CRASHED, policy=eager) == Retry(1, 2)
     assert fate(Code.BRIDGE_TIMEOUT, policy=eager, attempt=3) == DEAD_LETTER
 
 
 def test_a_timeout_that_was_not_the_requests_doing_is_tried_again_in_any_case() -> None:
     assert fate(Code.BRIDGE_TIMEOUT, retryable=True) == Retry(1, 2)
     assert fate(Code.BRIDGE_TIMEOUT, retryable=True, attempt=3) == DEAD_LETTER
+
+
+def test_a_failure_whose_first_delay_is_0_is_not_tried_again_whatever_the_bridge_says() -> None:
+    never = replace(POLICY, first_delay=dict.fromkeys(DELAYS, 0.0))
+    assert fate(Code.BRIDGE_CRASHED, policy=never) == DEAD_LETTER
+    assert fate(Code.APPLICATION_ERROR, policy=never, retryable=True, retry_after=1.0) == FAILURE
 
 
 def test_an_application_error_is_tried_again_only_if_the_bridge_says_so() -> None:
@@ -130,7 +138,8 @@ def test_one_attempt_means_no_retry() -> None:
 def test_a_delay_is_whole_seconds_that_the_delay_queues_can_do_and_in_the_upper_half_of_what_is_configured(
     attempt: int, jitter: float, first: float, factor: float, longest: float, asked: float | None
 ) -> None:
-    policy = RetryPolicy(max_attempts=101, first_delay=first, factor=factor, max_delay=longest, on_timeout=True)
+    delays = {Code.APPLICATION_ERROR: first}
+    policy = RetryPolicy(max_attempts=101, first_delay=delays, factor=factor, max_delay=longest)
     decided = fate(
         Code.APPLICATION_ERROR, retryable=True, retry_after=asked, attempt=attempt, policy=policy, jitter=jitter
     )

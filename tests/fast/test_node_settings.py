@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from bridge_protocol.errors import Code
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.topology import CONSUMER_TIMEOUT, MAX_RUN_TIMEOUT, RESERVED_NAMES
 from worker_node.settings import (
+    AnsweredSettings,
     BridgeCount,
     NodeSettings,
     RetrySettings,
@@ -36,7 +38,14 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert made.start == "eager"
     assert made.run_timeout == 300
     assert made.frame_limit == 16 * 1024 * 1024
-    assert made.retry == RetrySettings(max_attempts=3, first_delay=1, factor=5, max_delay=600, on_timeout=False)
+    assert made.retry == RetrySettings(max_attempts=3, first_delay=1, factor=5, max_delay=600)
+    assert made.retry.first_delays == {
+        Code.BRIDGE_CRASHED: 1,
+        Code.PROTOCOL_VIOLATION: 1,
+        Code.BRIDGE_TIMEOUT: 0,
+        Code.APPLICATION_ERROR: 1,
+    }
+    assert made.answered == AnsweredSettings(count=1024, bytes=16 * 1024 * 1024, age=300)
     assert node().name == default_node_name()
     assert str(os.getpid()) in node().name
 
@@ -60,6 +69,16 @@ def test_every_setting_is_described(model: type[Settings]) -> None:
 )
 def test_how_many_bridges_can_be_written_in_these_ways(written: object, count: BridgeCount) -> None:
     assert service(bridges=written).bridges == count
+
+
+def test_each_failure_may_have_a_first_delay_of_its_own() -> None:
+    delays = service(retry={"first_delay": 2, "after": {"bridge_timeout": 30, "bridge_crashed": 0}}).retry.first_delays
+    assert delays == {
+        Code.BRIDGE_CRASHED: 0,
+        Code.PROTOCOL_VIOLATION: 2,
+        Code.BRIDGE_TIMEOUT: 30,
+        Code.APPLICATION_ERROR: 2,
+    }
 
 
 def test_settings_cannot_be_changed() -> None:
@@ -120,6 +139,11 @@ def test_settings_cannot_be_changed() -> None:
         ({"retry": {"factor": 0.5}}, "retry.factor"),
         ({"retry": {"first_delay": 0}}, "retry.first_delay"),
         ({"retry": {"attempts": 3}}, "retry.attempts"),
+        ({"retry": {"after": {"bridge_timeout": -1}}}, "retry.after.bridge_timeout"),
+        ({"retry": {"after": {"cancelled": 1}}}, "retry.after.cancelled"),
+        ({"answered": {"count": -1}}, "answered.count"),
+        ({"answered": {"bytes": -1}}, "answered.bytes"),
+        ({"answered": {"age": 0}}, "answered.age"),
     ],
 )
 def test_a_service_that_makes_no_sense_is_refused_by_the_name_of_the_setting(

@@ -16,7 +16,15 @@ from quaybridge.settings import (
     given,
     read_configuration,
 )
-from worker_node.settings import BridgeCount, DebugSettings, NodeSettings, RetrySettings, ServiceSettings
+from worker_node.settings import (
+    AnsweredSettings,
+    BridgeCount,
+    DebugSettings,
+    NodeSettings,
+    RetryAfterSettings,
+    RetrySettings,
+    ServiceSettings,
+)
 
 WHOLE = """
 broker = "amqp://file:secret@file.example/orders"
@@ -32,7 +40,8 @@ bridges = 4
 start = "lazy"
 run_timeout = 12.5
 retry.max_attempts = 5
-retry.on_timeout = true
+retry.after.bridge_timeout = 30
+answered.count = 0
 write_timeout = 3
 protocol_fd = true
 debug.directory = "/var/log/frames"
@@ -83,7 +92,8 @@ def test_a_file_says_everything() -> None:
                 bridges=4,
                 start="lazy",
                 run_timeout=12.5,
-                retry=RetrySettings(max_attempts=5, on_timeout=True),
+                retry=RetrySettings(max_attempts=5, after=RetryAfterSettings(bridge_timeout=30)),
+                answered=AnsweredSettings(count=0),
                 write_timeout=3,
                 protocol_fd=True,
                 debug=DebugSettings(directory="/var/log/frames", args=True),
@@ -106,7 +116,8 @@ def test_the_environment_says_everything_a_file_can() -> None:
             "QUAYBRIDGE_SERVICES__ANALYSE__START": "lazy",
             "QUAYBRIDGE_SERVICES__ANALYSE__RUN_TIMEOUT": "12.5",
             "QUAYBRIDGE_SERVICES__ANALYSE__RETRY__MAX_ATTEMPTS": "5",
-            "QUAYBRIDGE_SERVICES__ANALYSE__RETRY__ON_TIMEOUT": "true",
+            "QUAYBRIDGE_SERVICES__ANALYSE__RETRY__AFTER__BRIDGE_TIMEOUT": "30",
+            "QUAYBRIDGE_SERVICES__ANALYSE__ANSWERED__COUNT": "0",
             "QUAYBRIDGE_SERVICES__ANALYSE__WRITE_TIMEOUT": "3",
             "QUAYBRIDGE_SERVICES__ANALYSE__PROTOCOL_FD": "true",
             "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__DIRECTORY": "/var/log/frames",
@@ -213,6 +224,14 @@ WRONG_IN_A_SERVICE = [
     ("retry = 3", "services.a.retry = 3: should be a table: write [services.a.retry]"),
     ("retry.max_attempts = 0", "services.a.retry.max_attempts = 0: should be greater than or equal to 1"),
     ("retry.max_attempt = 2", "unknown key services.a.retry.max_attempt: did you mean services.a.retry.max_attempts?"),
+    (
+        "retry.after.bridge_crash = 2",
+        "unknown key services.a.retry.after.bridge_crash: did you mean services.a.retry.after.bridge_crashed?",
+    ),
+    (
+        "retry.after.bridge_timeout = -1",
+        "services.a.retry.after.bridge_timeout = -1: should be greater than or equal to 0",
+    ),
     ("environment.A = 1", "services.a.environment.A = …: should be a valid string"),
 ]
 WRONG_COMMANDS = [

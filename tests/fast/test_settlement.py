@@ -22,6 +22,7 @@ from broker.link import Link
 from broker.memory import MemoryBroker
 from worker_node import settlement as module
 from worker_node.core.fate import Fault, RetryPolicy
+from worker_node.settings import RetrySettings
 from worker_node.settlement import Case, Settlement
 
 PATIENCE = 10  # seconds until a test gives up waiting
@@ -45,7 +46,7 @@ class Bench:
             self.link,
             node="n1",
             service="echo",
-            policy=RetryPolicy(max_attempts=3, first_delay=1, factor=5, max_delay=600, on_timeout=False),
+            policy=RetryPolicy(max_attempts=3, first_delay=RetrySettings().first_delays, factor=5, max_delay=600),
             publish_timeout=5.0,
             wall=lambda: 1_700_000_000.0,
             jitter=lambda: 1.0,

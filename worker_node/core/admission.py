@@ -12,9 +12,11 @@ from bridge_protocol.envelope import (
     CONTENT_TYPE,
     DEADLINE,
     PROTOCOL,
+    REPLAYS,
     SESSION,
     Properties,
     message_id_problem,
+    read_history,
     reply_to_problem,
 )
 from bridge_protocol.errors import Code, FrameError
@@ -25,14 +27,22 @@ _LEAST_DEADLINE = 10**11
 _MOST_DEADLINE = 10**14
 
 
+# Message id, attempt, replays. A producer may use a message id twice: only with an equal body is it one request.
+Identity = tuple[str, int, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admitted:
-    """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be."""
+    """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be.
+
+    `timestamp` is when its producer says it made it, empty if it does not.
+    """
 
     request_id: int
     command: str
     deadline: int | None
     attempt: int
+    timestamp: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +74,13 @@ def admit(body: bytes, properties: Properties, *, limit: int, max_attempts: int)
     problem = _body_problem(decoded, request) or _envelope_problem(request, properties)
     if problem is not None:
         return _refused(problem, request.id)
-    deadline = properties.headers.get(DEADLINE, request.deadline)
+    headers = properties.headers
     return Admitted(
         request_id=request.id,
         command=request.command,
-        deadline=deadline,
-        attempt=_attempt(properties.headers, max_attempts),
+        deadline=headers.get(DEADLINE, request.deadline),
+        attempt=attempt_of(headers, max_attempts),
+        timestamp=request.timestamp,
     )
 
 
@@ -120,7 +131,15 @@ def _shown(value: object) -> str:
     return f"{value!r:.40}" if isinstance(value, str | bytes | int | float | None) else type(value).__name__
 
 
-def _attempt(headers: Mapping[str, Any], most: int) -> int:
+def identity_of(properties: Properties, attempt: int) -> Identity | None:
+    """What tells it from every other request, its own retries and replays included; None: nothing does."""
+    message_id, headers = properties.message_id, properties.headers
+    if message_id is None:
+        return None
+    return message_id, attempt, read_history(headers, None).replays if REPLAYS in headers else 0
+
+
+def attempt_of(headers: Mapping[str, Any], most: int) -> int:
     """Which try this is. The header is written by nodes, but anyone can: nonsense counts as the last try."""
     attempt = headers.get(ATTEMPT, 1)
     if not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,13 +27,15 @@ class Fault:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """See RetrySettings: `max_attempts` counts tries that began, delays are in seconds."""
+    """See RetrySettings: `max_attempts` counts tries that began, delays are in seconds.
+
+    `first_delay` is each code's own; a code that has none, or 0, is not tried again.
+    """
 
     max_attempts: int
-    first_delay: float
+    first_delay: Mapping[Code, float]
     factor: float
     max_delay: float
-    on_timeout: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +91,17 @@ def decide(
 
 
 def _retried(fault: Fault, policy: RetryPolicy) -> bool:
-    match fault.code:
-        case Code.BRIDGE_CRASHED | Code.PROTOCOL_VIOLATION:
-            return True
-        case Code.BRIDGE_TIMEOUT:
-            return policy.on_timeout or fault.retryable
-        case Code.APPLICATION_ERROR:
-            return fault.retryable
-        case _:
-            return False
+    # An application's own failure is an answer, unless it says that another try may end otherwise.
+    wanted = fault.retryable or fault.code is not Code.APPLICATION_ERROR
+    return wanted and _first_delay(fault, policy) > 0
+
+
+def _first_delay(fault: Fault, policy: RetryPolicy) -> float:
+    delay = policy.first_delay.get(fault.code, 0.0)
+    if not delay and fault.retryable and fault.code is Code.BRIDGE_TIMEOUT:
+        # The bridge's doing and not the request's: as if it had crashed.
+        return policy.first_delay.get(Code.BRIDGE_CRASHED, 0.0)
+    return delay
 
 
 def _delay(fault: Fault, attempt: int, policy: RetryPolicy, jitter: float) -> int:
@@ -105,6 +110,7 @@ def _delay(fault: Fault, attempt: int, policy: RetryPolicy, jitter: float) -> in
     if fault.retry_after is not None:
         seconds = fault.retry_after  # not sooner: rounded up
     else:
-        seconds = min(policy.first_delay * math.pow(policy.factor, attempt - 1), policy.max_delay)
+        first = _first_delay(fault, policy)
+        seconds = min(first * math.pow(policy.factor, attempt - 1), policy.max_delay)
         seconds = seconds * (0.5 + jitter / 2) - 0.5  # rounded
     return int(max(1, min(math.ceil(seconds), MAX_DELAY)))
