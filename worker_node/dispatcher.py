@@ -94,6 +94,7 @@ class Dispatcher:
         node: str,
         link: Link,
         publish_timeout: float,
+        stall_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
         wall: Callable[[], float] = time.time,
@@ -116,6 +117,7 @@ class Dispatcher:
             service=settings.name,
             policy=_retry_policy(settings),
             publish_timeout=publish_timeout,
+            stall_timeout=stall_timeout,
             wall=wall,
             jitter=jitter,
         )
@@ -133,6 +135,11 @@ class Dispatcher:
     def ready(self) -> bool:
         """Whether requests can run: a bridge passed its handshake, or one is started when work comes."""
         return self.pool.ready > 0 or not (self.pool.limits.eager or self.pool.unavailable)
+
+    @property
+    def held(self) -> int:
+        """How many deliveries this node holds unacknowledged."""
+        return sum(not work.delivery.stale for work in self.pool.tickets()) + self.settlement.pending
 
     # The life of the service.
 
@@ -177,6 +184,7 @@ class Dispatcher:
     def forget(self) -> None:
         """The channel is gone: what waits came by it, and will come again."""
         self.pool.withdraw(lambda work: work.delivery.stale)
+        self.settlement.forget()
 
     def bridges(self) -> Iterable[Bridge]:
         """The processes of this service, for whoever wants to look."""
