@@ -128,10 +128,15 @@ def shared_topology() -> tuple[Resource, ...]:
     return (*resources, _kept_queue(UNDELIVERABLE), Binding(EXCHANGE, "undeliverable", UNDELIVERABLE))
 
 
+def dead_letter_topology(service: str) -> tuple[Resource, ...]:
+    """Where the service's dead letters are kept."""
+    dead = dead_letter_queue(service)
+    return _kept_queue(dead), Binding(EXCHANGE, dead_letter_key(service), dead)
+
+
 def service_topology(service: str) -> tuple[Resource, ...]:
     """What one service has beside that: its request queue and its dead letters."""
     queue = request_queue(service)
-    dead = dead_letter_queue(service)
     arguments = _quorum(
         expire_into=EXCHANGE,
         **{
@@ -141,8 +146,7 @@ def service_topology(service: str) -> tuple[Resource, ...]:
         },
     )
     return (
-        _kept_queue(dead),
-        Binding(EXCHANGE, dead_letter_key(service), dead),
+        *dead_letter_topology(service),
         Queue(queue, arguments),
         Binding(EXCHANGE, service, queue),
         Binding(DELAY, f"#.{service}", queue),

@@ -153,6 +153,11 @@ class AmqpChannel:
         return self._publishes.blocked
 
     @property
+    def receiving(self) -> bool:
+        """Whether a message has begun to come whose body is not here yet."""
+        return self._ended is None and self._connection.receiving
+
+    @property
     def server(self) -> str:
         """Product and version, as the broker told them."""
         return self._server

@@ -23,6 +23,7 @@ from bridge_protocol.envelope import Properties
 from broker import amqp_frames as frames
 from broker.address import Address
 from broker.contract import AccessRefused, ChannelClosed, ConnectionRefused
+from broker.resolver import resolve
 
 CONNECT_TIMEOUT = 5.0  # seconds for TCP and TLS
 OPEN_TIMEOUT = 10.0  # seconds for one address, from connecting to a channel in confirm mode
@@ -30,6 +31,7 @@ CLOSE_TIMEOUT = 3.0  # seconds for the broker to answer a close
 LARGE = 64 * 1024  # bytes: from here on joining costs more than another write
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+_TLS_ALERT = b"\x15\x03"  # RFC 8446, 5.1: the content type alert, and the first byte of every version
 _FRAME_KINDS = frozenset((frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT))
 
 
@@ -66,7 +68,7 @@ async def connect(address: Address, name: str, events: Events) -> AmqpConnection
     try:
         async with asyncio.timeout(OPEN_TIMEOUT):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await loop.create_connection(lambda: connection, address.host, address.port, ssl=address.tls_context())
+                await _reach(address, connection, loop)
             await connection.ready
             opened = True
     except TimeoutError:
@@ -76,12 +78,35 @@ async def connect(address: Address, name: str, events: Events) -> AmqpConnection
             f"{address}: its certificate cannot be verified ({error.verify_message}): "
             "SSL_CERT_FILE may name the authorities to trust"
         ) from error
+    except ssl.SSLError as error:
+        reason = (error.reason or str(error)).lower().replace("_", " ")
+        raise ConnectionRefused(
+            f"{address}: no TLS connection can be made ({reason}): amqps:// needs a port that speaks TLS"
+        ) from error
     except OSError as error:
         raise ConnectionRefused(f"{address} cannot be reached: {error.strerror or error}") from error
     finally:
         if not opened:
             connection.discard()
     return connection
+
+
+async def _reach(address: Address, connection: AmqpConnection, loop: asyncio.AbstractEventLoop) -> None:
+    """Connect by TCP, and TLS where wanted, to one of the host's addresses. Raises OSError."""
+    tls = address.tls_context()
+    hosts = await resolve(address.host)
+    for host in hosts:
+        try:
+            await loop.create_connection(
+                lambda: connection, host, address.port, ssl=tls, server_hostname=address.host if tls else None
+            )
+        except ssl.SSLError:
+            raise
+        except OSError:
+            if host is hosts[-1]:
+                raise
+        else:
+            return
 
 
 class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
@@ -131,6 +156,11 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         return f"{properties.get('product', 'AMQP broker')} {properties.get('version', '')}".strip()
 
     @property
+    def receiving(self) -> bool:
+        """Whether a message has begun to come whose body is not here yet."""
+        return self._content_missing > 0
+
+    @property
     def largest_body(self) -> int:
         """Bytes of a message's body that fit one frame."""
         return self._body_max_length
@@ -178,6 +208,8 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         if cause is None:
             cause = error = exceptions.StreamLostError("the broker hung up")
         self._loss = str(cause.args[0]) if isinstance(cause, exceptions.AMQPError) and cause.args else str(cause)
+        if self._unread.startswith(_TLS_ALERT):
+            self._loss = "it speaks TLS: write amqps://"
         try:
             self._on_stream_terminated(error)
         finally:  # whatever a callback raises

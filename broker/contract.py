@@ -117,6 +117,10 @@ class Channel(Protocol):
         """Why the broker refuses to take publishes for now (an alarm), or None."""
 
     @property
+    def receiving(self) -> bool:
+        """Whether a message is on its way: begun, and not whole yet."""
+
+    @property
     def server(self) -> str:
         """The broker's product and version, such as `RabbitMQ 4.0.5`."""
 

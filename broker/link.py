@@ -23,6 +23,8 @@ from broker.limits import check_message
 FIRST_PAUSE = 0.1  # seconds before a first try to connect again; doubles with each further one
 # Back within 30 s of the broker's return, even if the last attempt just failed.
 LONGEST_PAUSE = 5.0  # seconds
+# A queue whose majority is gone answers nobody, on a connection that is well.
+SET_UP_TIMEOUT = 30.0  # seconds for the owner to set a channel up
 STEADY = 10.0  # seconds a channel has to last for its loss to be a first one again
 
 NOT_STARTED = "the connection was not started"
@@ -174,7 +176,7 @@ class Link:
 
         channel = await self.broker.open(self.name, on_closed=on_closed, on_blocked=self._on_blocked)
         try:
-            await self._set_up(channel)
+            await self._set_up_in_time(channel)
             if lost.done():
                 raise ChannelClosed(lost.result())
         except BaseException:
@@ -184,6 +186,14 @@ class Link:
         for waiting in list(self._waiting):
             self._send(waiting, channel)
         return lost
+
+    async def _set_up_in_time(self, channel: Channel) -> None:
+        try:
+            async with asyncio.timeout(SET_UP_TIMEOUT):
+                await self._set_up(channel)
+        except TimeoutError:
+            reason = f"{self.broker.address} let us in, and then gave no answer in {SET_UP_TIMEOUT:g} s"
+            raise ChannelClosed(reason) from None
 
     async def _drop(self, reason: str) -> None:
         channel = self.channel

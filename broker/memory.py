@@ -271,6 +271,11 @@ class MemoryChannel:
         return self._broker._blocked
 
     @property
+    def receiving(self) -> bool:
+        """Never: here messages come whole."""
+        return False
+
+    @property
     def server(self) -> str:
         """What stands in for RabbitMQ."""
         return "quaybridge embedded broker"

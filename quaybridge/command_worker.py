@@ -14,6 +14,7 @@ import typer
 
 from bridge_protocol.errors import QuaybridgeError
 from quaybridge.exit_status import ExitStatus, explained
+from quaybridge.init import become_init
 from quaybridge.logs import LogLevel, log_to_stderr
 
 CONTAINER_STOP_TIMEOUT = 10.0  # seconds after which Docker kills, by default
@@ -60,7 +61,8 @@ def worker(
     again and replaces every bridge, one after the other. SIGUSR1 logs what every bridge is doing. Several services are
     configured by a file.
     """
-    # Until the event loop handles signals. As PID 1 of a container a process is deaf to those it has no handler for.
+    contained = become_init()
+    # Until the event loop handles signals.
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet, and no reason to end
     with explained():
@@ -88,17 +90,17 @@ def worker(
         settings, configuration = read()
         addresses = configuration.broker()
         log_to_stderr(log_level)
-        if advice := stop_advice(settings.drain_timeout, os.getpid()):
+        if advice := stop_advice(settings.drain_timeout, contained=contained):
             logger.warning(advice)
         asyncio.run(_serve(settings, addresses, configuration.health_file(), reread=lambda: read()[0]))
 
 
-def stop_advice(drain_timeout: float, pid: int) -> str | None:
+def stop_advice(drain_timeout: float, *, contained: bool) -> str | None:
     """What to say of a drain that may outlast what its container is given to stop; None: nothing.
 
-    A container's first process cannot know how long that is: 10 s by default in Docker, 30 s in Kubernetes.
+    A container's own worker (`contained`) cannot know how long that is: 10 s by default in Docker, 30 s in Kubernetes.
     """
-    if pid != 1 or drain_timeout < CONTAINER_STOP_TIMEOUT:
+    if not contained or drain_timeout < CONTAINER_STOP_TIMEOUT:
         return None
     return (
         f"node.drain_timeout is {drain_timeout:g} s: give this container longer than that to stop "
@@ -154,5 +156,7 @@ async def _serve(
     try:
         await node.run()
     finally:
+        # It is over: one more signal must not turn that into a failure.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1))
         if heartbeat is not None:
             heartbeat.stop()

@@ -173,6 +173,24 @@ class ContainerRabbitMQ(RabbitMQ):
             raise RabbitMQError(f"rabbitmqctl {' '.join(arguments)}: {text.strip()}")
         return text
 
+    def kill(self) -> None:
+        """End it with all that it had not written yet, as a power cut does. Its data stay, until the block ends."""
+        self._container.get_wrapped_container().kill()
+
+    def restart(self) -> None:
+        """Start what was killed again; returns when it answers. Its ports are others then."""
+        self._container.get_wrapped_container().start()
+        self._find_ports()
+        self._wait_until_it_answers()
+
+    def pause(self) -> None:
+        """Freeze it: connections stay, and nobody answers."""
+        self._container.get_wrapped_container().pause()
+
+    def unpause(self) -> None:
+        """Let it go on where it was."""
+        self._container.get_wrapped_container().unpause()
+
     def _start(self, stack: ExitStack) -> None:
         if (problem := docker_available()) is not None:
             raise RabbitMQError(problem)
@@ -184,8 +202,7 @@ class ContainerRabbitMQ(RabbitMQ):
             # Its watchdog would be pulled first. The block removes the container without it.
             testcontainers_config.ryuk_disabled = True
         container = DockerContainer(self.image).with_exposed_ports(_AMQP_PORT)
-        has_management = self.image.endswith("-management")
-        if has_management:
+        if self._has_management:
             container.with_exposed_ports(_MANAGEMENT_PORT)
         container.with_envs(RABBITMQ_DEFAULT_USER=USER, RABBITMQ_DEFAULT_PASS=self.password)
         self._container = container
@@ -195,10 +212,17 @@ class ContainerRabbitMQ(RabbitMQ):
             container.start()
         except docker.errors.DockerException as error:
             raise RabbitMQError(f"no container of {self.image} can be started: {error}") from error
-        self.host = container.get_container_host_ip()
-        self.port = int(container.get_exposed_port(_AMQP_PORT))
-        if has_management:
-            self.management_port = int(container.get_exposed_port(_MANAGEMENT_PORT))
+        self._find_ports()
+
+    @property
+    def _has_management(self) -> bool:
+        return self.image.endswith("-management")
+
+    def _find_ports(self) -> None:
+        self.host = self._container.get_container_host_ip()
+        self.port = int(self._container.get_exposed_port(_AMQP_PORT))
+        if self._has_management:
+            self.management_port = int(self._container.get_exposed_port(_MANAGEMENT_PORT))
 
     def _problem(self) -> str | None:
         container = self._container.get_wrapped_container()

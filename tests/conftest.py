@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from vhost import Vhost
@@ -97,6 +98,23 @@ def rabbitmq_vhost(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Iter
     yield from _vhost_in(rabbitmqs, [image] if containers_required() else [image, ON_PATH], request)
 
 
+@pytest.fixture(scope="module")
+def rabbitmq_vhost_of_module(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Iterator[Vhost]:
+    """The same, one vhost for all tests of a file."""
+    image = default_image()
+    yield from _vhost_in(rabbitmqs, [image] if containers_required() else [image, ON_PATH], request)
+
+
+@pytest.fixture
+def own_rabbitmq(request: pytest.FixtureRequest) -> Iterator[ContainerRabbitMQ]:
+    """A RabbitMQ in a container that no other test uses: to be killed, paused and stopped."""
+    image = default_image()
+    if problem := _problem(image):
+        _missing_rabbitmq(problem, request)
+    with ContainerRabbitMQ(image) as rabbitmq:
+        yield rabbitmq
+
+
 @pytest.fixture
 def rabbitmq_url(rabbitmq_vhost: Vhost) -> str:
     """The URL of that vhost."""
@@ -112,14 +130,17 @@ def rabbitmq_each(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Itera
 def _vhost_in(rabbitmqs: RabbitMQs, names: list[str], request: pytest.FixtureRequest) -> Iterator[Vhost]:
     rabbitmq = next(filter(None, map(rabbitmqs.get, names)), None)
     if rabbitmq is None:
-        problem = "; ".join(rabbitmqs.problems[name] for name in names)
-        if containers_required():
-            pytest.fail(f"QUAYBRIDGE_REQUIRE_CONTAINERS=1, and {problem}")
-        request.config.stash[_missing][problem] += 1
-        pytest.skip(SKIPPED)
+        _missing_rabbitmq("; ".join(rabbitmqs.problems[name] for name in names), request)
     name = f"test-{secrets.token_hex(4)}"
     yield Vhost(name, rabbitmq.add_vhost(name), rabbitmq)
     rabbitmq.delete_vhost(name)
+
+
+def _missing_rabbitmq(problem: str, request: pytest.FixtureRequest) -> NoReturn:
+    if containers_required():
+        pytest.fail(f"QUAYBRIDGE_REQUIRE_CONTAINERS=1, and {problem}")
+    request.config.stash[_missing][problem] += 1
+    pytest.skip(SKIPPED)
 
 
 def pytest_configure(config: pytest.Config) -> None:

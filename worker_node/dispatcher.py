@@ -106,6 +106,7 @@ class Dispatcher:
         node: str,
         link: Link,
         publish_timeout: float,
+        stall_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
         wall: Callable[[], float] = time.time,
@@ -128,6 +129,7 @@ class Dispatcher:
             service=settings.name,
             policy=_retry_policy(settings),
             publish_timeout=publish_timeout,
+            stall_timeout=stall_timeout,
             wall=wall,
             jitter=jitter,
         )
@@ -150,6 +152,11 @@ class Dispatcher:
     def ready(self) -> bool:
         """Whether requests can run: a bridge passed its handshake, or one is started when work comes."""
         return self.pool.ready > 0 or not (self.pool.limits.eager or self.pool.unavailable)
+
+    @property
+    def held(self) -> int:
+        """How many deliveries this node holds unacknowledged."""
+        return sum(not work.delivery.stale for work in self.pool.tickets()) + self.settlement.pending
 
     # The life of the service.
 
@@ -198,6 +205,7 @@ class Dispatcher:
             if work.stale:
                 self._leave(work)
         self.pool.withdraw(lambda work: work.stale)
+        self.settlement.forget()
 
     async def wait_idle(self) -> None:
         """Wait until nothing runs or waits here, and all that came to its end is acknowledged or let go."""
@@ -256,7 +264,7 @@ class Dispatcher:
         return (address for work in self.pool.tickets() if (address := _watched_address(work.delivery)) is not None)
 
     def requester_gone(self, address: str) -> None:
-        """Nobody is left at `address`: what shall end with its requester ends, unless it is asked from elsewhere too."""
+        """Nobody is left at `address`: what shall end with its requester ends, unless somebody else asked too."""
         self._abandon(
             lambda work: all(_watched_address(delivery) == address for delivery in (work.delivery, *work.joined))
         )

@@ -33,6 +33,8 @@ class Intake:
         self._wanted = (0, 0)
         self._consumers: list[tuple[Consumer | None, int]] = [(None, 0), (None, 0)]
         self._adjusting: asyncio.Task[None] | None = None  # one at a time, or a consumer would be made twice
+        self.deliveries = 0  # that came, and
+        self.subscriptions = 0  # that were made, since the start
 
     def __repr__(self) -> str:
         running, ahead = (size for _, size in self._consumers)
@@ -42,6 +44,11 @@ class Intake:
     def stopped(self) -> bool:
         """Whether there is no consumer."""
         return all(consumer is None for consumer, _ in self._consumers)
+
+    @property
+    def running(self) -> int:
+        """The prefetch of the consumer for what can run at once; 0: there is none."""
+        return self._consumers[0][1]
 
     async def attach(self, channel: Channel) -> None:
         """Consume on this new channel. Raises BrokerError if it cannot."""
@@ -105,10 +112,15 @@ class Intake:
             if wanted:
                 consumer = await channel.consume(
                     self.queue,
-                    self._on_delivery,
+                    self._deliver,
                     on_cancelled=self._on_cancelled,
                     prefetch=wanted,
                     priority=-place if place else None,
                 )
+                self.subscriptions += 1
             if self._channel is channel:
                 self._consumers[place] = (consumer, wanted if consumer is not None else 0)
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self.deliveries += 1
+        self._on_delivery(delivery)

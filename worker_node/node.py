@@ -22,20 +22,23 @@ from typing import Any
 
 from bridge_protocol.control import Cancel
 from bridge_protocol.errors import QuaybridgeError
-from bridge_protocol.topology import request_queue, service_topology, shared_topology
+from bridge_protocol.topology import dead_letter_topology, request_queue, service_topology, shared_topology
 from broker.contract import Broker, Channel, Consumer
 from broker.link import Link
 from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
 from worker_node.isolation import Isolation
+from worker_node.lookout import Lookout
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
 from worker_node.settlement import Counts
 
 LOOK_EVERY = 1.0  # seconds between two looks at how long requests run
-CONNECT_TIMEOUT = 30.0  # seconds for the first connection
+# For the broker to confirm that nothing more comes. What is handed back before that may come here again.
+UNSUBSCRIBE_TIMEOUT = 5.0  # seconds, of a drain
+HASTY_UNSUBSCRIBE_TIMEOUT = 1.0  # seconds, of a stop
 
 logger = logging.getLogger("quaybridge.node")
 
@@ -64,6 +67,9 @@ class Node:
             on_cancelled=self._on_cancelled,
         )
         self._requesters = Requesters(broker, self.name, watched=self._watched, on_gone=self._on_gone)
+        self._lookout = Lookout(
+            publishing=self._publishing, consuming=self._consuming, interval=settings.watch_interval
+        )
         self._changed = asyncio.Event()
         self._isolation = Isolation(self._services, self._changed.set)
         self._taking = False
@@ -72,6 +78,7 @@ class Node:
         self._out_of_memory = OutOfMemoryKills(time.monotonic)
         self._stopping: asyncio.Event = asyncio.Event()
         self._hurrying: asyncio.Event = asyncio.Event()
+        self._stopped = False
 
     def __repr__(self) -> str:
         return f"<Node {self.name}: {', '.join(repr(dispatcher.pool) for dispatcher, _ in self._services)}>"
@@ -90,7 +97,7 @@ class Node:
     def serving(self) -> bool:
         """Whether it takes requests now: connected, not draining, and every service able to run one."""
         linked = self._consuming.up and self._publishing.up
-        return self._taking and linked and all(dispatcher.ready for dispatcher in self.services)
+        return self._taking and linked and all(d.ready and not d.settlement.stalled for d in self.services)
 
     async def start(self) -> None:
         """Start the bridges and connect, at the same time; returns when requests can be served.
@@ -104,6 +111,7 @@ class Node:
                 node=self.name,
                 link=self._publishing,
                 publish_timeout=self.settings.publish_timeout,
+                stall_timeout=self.settings.stall_timeout,
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
             )
@@ -113,13 +121,14 @@ class Node:
                 self._on_cancelled,
             )
             self._services.append((dispatcher, intake))
+            self._lookout.add(dispatcher, intake)
         self._taking = True
         try:
             for dispatcher, _ in self._services:
                 dispatcher.open()
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._consuming.start(CONNECT_TIMEOUT))
-                group.create_task(self._publishing.start(CONNECT_TIMEOUT))
+                group.create_task(self._consuming.start(self.settings.connect_timeout))
+                group.create_task(self._publishing.start(self.settings.connect_timeout))
                 group.create_task(self._wait_ready())
         except BaseExceptionGroup as several:
             await self.stop()
@@ -130,6 +139,7 @@ class Node:
             raise
         self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
         self._requesters.start()
+        self._lookout.start()
         logger.info("%s: serving %s", self.name, ", ".join(repr(dispatcher) for dispatcher, _ in self._services))
 
     def request_stop(self) -> None:
@@ -177,9 +187,12 @@ class Node:
     async def drain(self) -> None:
         """Stop gracefully: take no more, finish what runs within `drain_timeout`, hand back the rest."""
         logger.info("%s: draining", self.name)
-        await self._take_no_more()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.drain_timeout):
+                await self._take_no_more()
+                await self._unsubscribed(UNSUBSCRIBE_TIMEOUT)
+                for dispatcher in self.services:
+                    dispatcher.drain()
                 await self._wait(lambda: all(not any(d.pool.tickets()) for d in self.services))
                 for dispatcher in self.services:
                     await dispatcher.settlement.wait_idle()
@@ -191,15 +204,17 @@ class Node:
     async def stop(self) -> None:
         """Stop at once: kill every bridge, hand back what ran on it. Also completes a `drain` that was cancelled."""
         await self._take_no_more()
+        await self._unsubscribed(HASTY_UNSUBSCRIBE_TIMEOUT)
         for dispatcher in self.services:
             dispatcher.abort()
         await self._wait(lambda: all(d.pool.empty for d in self.services))
-        await self._requesters.close()
-        await self._consuming.close()
-        await self._publishing.close()
-        for dispatcher in self.services:
+        await asyncio.gather(self._requesters.close(), self._consuming.close(), self._publishing.close())
+        for dispatcher, intake in self._services:
+            await intake.settled()
             dispatcher.close()
-        logger.info("%s: stopped", self.name)
+        if not self._stopped:
+            self._stopped = True
+            logger.info("%s: stopped", self.name)
 
     async def _take_no_more(self) -> None:
         self._taking = False
@@ -207,15 +222,17 @@ class Node:
             self._looking.cancel()
             await asyncio.wait([self._looking])
             self._looking = None
+        await self._lookout.stop()
         await self._isolation.close()
         for _, intake in self._services:
             intake.want(0, 0)
-        for dispatcher, intake in self._services:
-            with contextlib.suppress(TimeoutError):
-                # A connection that hangs must not hold up the end.
-                async with asyncio.timeout(5.0):
+
+    async def _unsubscribed(self, timeout: float) -> None:
+        """Until nothing more comes. A connection that hangs must not hold up the end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                for _, intake in self._services:
                     await intake.settled()
-            dispatcher.drain()
 
     # The connections.
 
@@ -228,7 +245,12 @@ class Node:
             await intake.attach(channel)
 
     async def _set_up_publishing(self, channel: Channel) -> None:
-        """Nothing: what is published to is declared on the other connection."""
+        """At the start the other connection declares; later a loss may be why this channel is a new one."""
+        if self._looking is None:
+            return
+        await channel.declare(shared_topology())
+        for dispatcher in self.services:
+            await channel.declare(dead_letter_topology(dispatcher.name))
 
     def _on_lost(self, reason: str) -> None:
         self._forget_channel()
@@ -271,7 +293,9 @@ class Node:
 
     def _adjust(self) -> None:
         for dispatcher, intake in self._services:
-            if not self._taking or self._isolation.active or not dispatcher.ready:
+            # Without their replies' being taken, more requests would only fill the node.
+            stalled = dispatcher.settlement.check_stall()
+            if not self._taking or self._isolation.active or not dispatcher.ready or stalled:
                 intake.want(0, 0)
                 if intake.stopped:
                     dispatcher.give_up()

@@ -216,8 +216,15 @@ class NodeSettings(Settings):
         default_factory=default_node_name, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="unique among the nodes"
     )
     services: tuple[ServiceSettings, ...] = Field(min_length=1)
+    connect_timeout: Seconds = Field(30.0, description="seconds for the first connection to the broker")
     drain_timeout: Seconds = Field(30.0, description="seconds for requests in flight to finish after SIGTERM")
     publish_timeout: Seconds = Field(30.0, description="seconds for the broker to confirm a reply")
+    stall_timeout: Seconds = Field(
+        15.0, description="seconds the broker takes no reply, though there are some, until no more requests are taken"
+    )
+    watch_interval: Seconds = Field(
+        10.0, description="seconds between two looks at the request queues, for a consumer the broker has forgotten"
+    )
 
     @model_validator(mode="after")
     def _services_differ(self) -> Self:

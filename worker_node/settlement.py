@@ -54,7 +54,7 @@ class Counts:
     replies_parked: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Case:
     """What there is to settle: a delivery, which try it is, and the id its bridge knows it by.
 
@@ -108,27 +108,58 @@ class Settlement:
         service: str,
         policy: RetryPolicy,
         publish_timeout: float,
+        stall_timeout: float,
         wall: Callable[[], float],
         jitter: Callable[[], float],
     ) -> None:
         self.counts = Counts()
+        self.stalled = False  # what `check_stall` found last
         self._link = link
         self._node = node
         self._service = service
         self.policy = policy
         self._publish_timeout = publish_timeout
+        self._stall_timeout = stall_timeout
         self._wall = wall
         self._jitter = jitter
-        self._pending = 0
+        self._loop = asyncio.get_running_loop()
+        self._pending: dict[Case, None] = {}  # came to their end, and are not acknowledged yet
+        self._answered = self._loop.time()  # when the broker last answered one of their publishes, or none was pending
         self._idle = asyncio.Event()
-        self._idle.set()
 
     def __repr__(self) -> str:
-        return f"<Settlement of {self._service}: {self._pending} pending>"
+        return f"<Settlement of {self._service}: {len(self._pending)} pending>"
+
+    @property
+    def pending(self) -> int:
+        """How many deliveries came to their end and are not acknowledged yet."""
+        return len(self._pending)
+
+    def check_stall(self) -> bool:
+        """Whether the broker has taken nothing for `stall_timeout` seconds, though there is something to be taken.
+
+        Logs when that begins and when it is over: to be asked every second or so.
+        """
+        stalled = bool(self._pending) and self._loop.time() - self._answered >= self._stall_timeout
+        if stalled and not self.stalled:
+            logger.warning(
+                "%s: no more requests are taken: %d are done, and for %g s the broker has taken no reply",
+                *(self._service, len(self._pending), self._stall_timeout),
+            )
+        elif self.stalled and not stalled:
+            logger.info("%s: requests are taken again: the broker takes replies", self._service)
+        self.stalled = stalled
+        return stalled
 
     async def wait_idle(self) -> None:
-        """Wait until every delivery that came to its end is acknowledged or let go."""
-        await self._idle.wait()
+        """Wait until every delivery that came to its end is acknowledged, or its channel is gone."""
+        while not all(case.stale for case in self._pending):
+            self._idle.clear()
+            await self._idle.wait()
+
+    def forget(self) -> None:
+        """The channel is gone: what is pending can no longer be acknowledged, and will come again."""
+        self._idle.set()
 
     def succeed(self, case: Case, payload: bytes | bytearray) -> None:
         """The bridge answered; its bytes go back as they are."""
@@ -252,8 +283,9 @@ class Settlement:
 
     def _settle(self, case: Case, outgoing: list[Message]) -> None:
         self.counts.redelivered += case.delivery.redelivered + sum(each.redelivered for each in case.joined)
-        self._pending += 1
-        self._idle.clear()
+        if not self._pending:
+            self._answered = self._loop.time()
+        self._pending[case] = None
         self._publish(case, outgoing, case.ack)
 
     def _publish(self, case: Case, outgoing: list[Message], let_go: Callable[[], None]) -> None:
@@ -267,7 +299,7 @@ class Settlement:
             else:
                 sent.add_done_callback(partial(self._published, case, outgoing, let_go))
             return
-        self._pending -= 1
+        del self._pending[case]
         if not self._pending:
             self._idle.set()
 
@@ -288,8 +320,12 @@ class Settlement:
         else:
             # Not confirmed: until it is, the request stays unacked, and is another node's if this one ends.
             logger.warning("%s: not published yet: %s", self._service, error)
-            asyncio.get_running_loop().call_later(PAUSE, self._publish, case, outgoing, let_go)
+            if isinstance(error, Unroutable):
+                # Something of our own topology was deleted: it is declared again with each new channel.
+                self._link.rebuild(f"{error}: declaring it again")
+            self._loop.call_later(PAUSE, self._publish, case, outgoing, let_go)
             return
+        self._answered = self._loop.time()
         self._publish(case, following, let_go)
 
     def _unsendable(self, case: Case, outgoing: list[Message], let_go: Callable[[], None], error: CodedError) -> None:

@@ -26,7 +26,7 @@ from broker.contract import (
     Unroutable,
 )
 from broker.limits import MAX_BODY
-from broker.link import FIRST_PAUSE, LONGEST_PAUSE, STEADY, Link
+from broker.link import FIRST_PAUSE, LONGEST_PAUSE, SET_UP_TIMEOUT, STEADY, Link
 from broker.memory import MemoryBroker
 
 REFUSED = ConnectionRefused("scripted cannot be reached: Connection refused")
@@ -261,6 +261,30 @@ async def test_permanent_errors_are_tried_again_once_it_has_worked() -> None:
     await asyncio.sleep(10)
     assert owner.link.up
     await owner.link.close()
+
+
+def test_a_broker_that_lets_in_and_then_answers_nothing_is_left_and_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @virtual_time
+    async def run() -> None:
+        async def set_up(channel: Channel) -> None:
+            if len(broker.channels) == 2:
+                await asyncio.Event().wait()  # a queue without a majority: it neither takes nor refuses a consumer
+
+        broker = ScriptedBroker()
+        owner = Owner(broker, set_up=set_up)
+        await owner.link.start(10)
+        broker.channel.fail("lost")
+        await asyncio.sleep(SET_UP_TIMEOUT - 1)
+        assert not owner.link.up
+        await asyncio.sleep(2)
+        assert owner.link.up
+        assert [channel.closed for channel in broker.channels] == [True, True, False]
+        await owner.link.close()
+
+    run()
+    assert caplog.messages[-1] == "owner: cannot connect: scripted let us in, and then gave no answer in 30 s"
 
 
 @virtual_time

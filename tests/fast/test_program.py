@@ -65,9 +65,12 @@ def test_names_no_environment_can_hold(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("drain_timeout", "pid", "advised"), [(30, 1, True), (10, 1, True), (9, 1, False), (30, 2, False)]
+    ("drain_timeout", "contained", "advised"),
+    [(30, True, True), (10, True, True), (9, True, False), (30, False, False)],
 )
-def test_a_container_needs_more_time_to_stop_than_its_worker(drain_timeout: float, pid: int, advised: bool) -> None:
-    advice = stop_advice(drain_timeout, pid)
+def test_a_container_needs_more_time_to_stop_than_its_worker(
+    drain_timeout: float, contained: bool, advised: bool
+) -> None:
+    advice = stop_advice(drain_timeout, contained=contained)
     assert (advice is not None) is advised
     assert advice is None or f"node.drain_timeout is {drain_timeout} s: give this container longer" in advice

@@ -48,6 +48,7 @@ class Bench:
             service="echo",
             policy=RetryPolicy(max_attempts=3, first_delay=RetrySettings().first_delays, factor=5, max_delay=600),
             publish_timeout=5.0,
+            stall_timeout=15.0,
             wall=lambda: 1_700_000_000.0,
             jitter=lambda: 1.0,
         )
@@ -72,6 +73,13 @@ class Bench:
         message = Message(exchange=EXCHANGE, routing_key="echo", body=BODY, properties=properties)
         await self.requester.publish(message, timeout=PATIENCE)
         return await asyncio.wait_for(self.taken.get(), PATIENCE)
+
+    async def request_while_blocked(self, **options: Any) -> Delivery:
+        """The same, published past an alarm, which holds back the rest."""
+        reason, self.broker._blocked = self.broker._blocked, None
+        delivery = await self.request(**options)
+        self.broker._blocked = reason
+        return delivery
 
     async def reply(self) -> Delivery:
         return await asyncio.wait_for(self.replies.get(), PATIENCE)
@@ -416,6 +424,73 @@ async def test_a_delivery_whose_channel_goes_while_its_reply_waits_is_let_go(
     await turns()
     assert bench.replies.empty()
     assert bench.ready == 1
+
+
+async def test_what_lost_its_channel_while_its_reply_waits_need_not_be_waited_for(bench: Bench) -> None:
+    bench.broker.block("disk full")
+    bench.settlement.succeed(case(await bench.request_while_blocked()), REPLY)
+    waiting = asyncio.ensure_future(bench.settlement.wait_idle())
+    await turns()
+    assert not waiting.done()
+    await bench.consuming.close()
+    bench.settlement.forget()
+    await asyncio.wait_for(waiting, 1)
+    assert bench.settlement.pending == 1  # it may still be answered, when the alarm is over
+
+
+# When the broker takes nothing.
+
+
+async def test_replies_that_are_not_taken_are_a_stall_until_one_is(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.settlement._stall_timeout = 0.05
+    assert not bench.settlement.check_stall()
+    bench.broker.block("disk full")
+    for _ in range(2):
+        bench.settlement.succeed(case(await bench.request_while_blocked()), REPLY)
+    assert not bench.settlement.check_stall()
+    await asyncio.sleep(0.06)
+    assert bench.settlement.check_stall()
+    assert bench.settlement.check_stall()
+    assert bench.settlement.stalled
+    bench.broker.unblock()
+    await bench.settled()
+    assert not bench.settlement.check_stall()
+    stalls = [line for line in caplog.messages if line.startswith("echo:")]
+    assert stalls == [
+        "echo: no more requests are taken: 2 are done, and for 0.05 s the broker has taken no reply",
+        "echo: requests are taken again: the broker takes replies",
+    ]
+
+
+async def test_having_nothing_to_publish_is_no_stall(bench: Bench) -> None:
+    bench.settlement._stall_timeout = 0.01
+    bench.broker.block("disk full")
+    await asyncio.sleep(0.02)
+    assert not bench.settlement.check_stall()
+    bench.settlement.succeed(case(await bench.request_while_blocked(reply_to=None)), REPLY)
+    await asyncio.sleep(0.02)
+    assert not bench.settlement.check_stall()
+
+
+async def test_a_queue_of_ours_that_was_deleted_is_declared_again_for_what_goes_there(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.01)
+
+    async def declare(channel: Channel) -> None:
+        await channel.declare((*shared_topology(), *service_topology("echo")))
+
+    await bench.link.close()
+    bench.link = bench.settlement._link = Link(bench.broker, "replies", set_up=declare)
+    await bench.link.start(PATIENCE)
+    delivery = await bench.request()
+    bench.broker.delete_queue(DEAD)
+    bench.settlement.fail(case(delivery), BAD)
+    await bench.settled()
+    assert len(bench.broker.messages(DEAD)) == 1
 
 
 # What no broker would take.

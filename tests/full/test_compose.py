@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from bridge_protocol.errors import BridgeCrashed
 from producer.producer import Producer
 from quaybridge.rabbitmq import DEFAULT_IMAGE, docker_available, image_present
 
@@ -140,26 +143,92 @@ def test_it_scales_and_a_worker_that_is_stopped_drains(compose: Compose) -> None
     assert "stopped" in logs(stopped)
 
 
-def test_a_worker_as_pid_1_heeds_signals(compose: Compose) -> None:
+# It leaves a process behind when it starts, which soon ends: an orphan, for process 1 to wait for.
+LITTERING = """
+import subprocess, time
+from bridge_sdk import Bridge
+
+subprocess.run("sleep 0.2 &", shell=True)
+bridge = Bridge()
+
+@bridge.command
+def work(seconds: float) -> float:
+    print("at work")
+    time.sleep(seconds)
+    return seconds
+
+bridge.serve()
+"""
+
+
+@pytest.fixture
+def process_1(compose: Compose) -> Iterator[str]:
+    """The id of a container whose first process is a worker, which serves `work` with one bridge."""
     worker = compose.workers()[0]
     image = run("docker", "inspect", "--format", "{{.Image}}", worker).strip()
-    broker = f"amqp://quaybridge:{compose.password}@rabbitmq:5672/"
-    variables = ("QUAYBRIDGE_BROKER", broker), ("QUAYBRIDGE_SERVICES__ECHO__COMMAND", "python -m examples.echo")
-    environment = [word for name, value in variables for word in ("--env", f"{name}={value}")]
+    variables = {
+        "QUAYBRIDGE_BROKER": f"amqp://quaybridge:{compose.password}@rabbitmq:5672/",
+        "QUAYBRIDGE_SERVICES__WORK__COMMAND": f"python -c {shlex.quote(LITTERING)}",
+        "QUAYBRIDGE_SERVICES__WORK__BRIDGES": "1",
+        "QUAYBRIDGE_SERVICES__WORK__RETRY__MAX_ATTEMPTS": "1",
+    }
+    environment = [word for name, value in variables.items() for word in ("--env", f"{name}={value}")]
     container = run("docker", "run", "--detach", "--network", f"{compose.name}_default", *environment, image).strip()
     try:
-        with Producer(compose.url) as producer:
-            end = time.monotonic() + PATIENCE
-            while "serving" not in logs(container) and time.monotonic() < end:
-                pass
-            assert producer.call("echo", "echo", {"a": 1}).result == {"a": 1}
-        assert run("docker", "exec", container, "cat", "/proc/1/comm").strip() == "quaybridge"
-        assert run("docker", "exec", container, "id", "--user").strip() != "0"
-        run("docker", "stop", "--time", "30", container)
-        assert state(container)["ExitCode"] == 0
-        assert "stopped" in logs(container)
+        until(lambda: "serving" in logs(container))
+        yield container
     finally:
         run("docker", "rm", "--force", container)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def processes(container: str) -> dict[str, str]:
+    """Name and state of each process in the container; a process that is there twice counts once."""
+    stats = run("docker", "exec", container, "sh", "-c", "cat /proc/[0-9]*/stat 2>/dev/null; true").splitlines()
+    return {line.partition("(")[2].rpartition(")")[0]: line.rpartition(")")[2].split()[0] for line in stats}
+
+
+def kill(container: str, pid: str) -> None:
+    """From inside: there its number is another."""
+    run("docker", "exec", container, "python", "-c", f"import os; os.kill({pid}, 9)")
+
+
+def test_a_worker_as_process_1_is_no_root_and_reaps_what_others_leave(compose: Compose, process_1: str) -> None:
+    assert run("docker", "exec", process_1, "cat", "/proc/1/comm").strip() == "quaybridge"
+    assert run("docker", "exec", process_1, "id", "--user").strip() != "0"
+    with Producer(compose.url) as producer:
+        assert producer.call("work", "work", {"seconds": 0}).result == 0
+        until(lambda: "sleep" not in processes(process_1))
+        assert "Z" not in processes(process_1).values()
+        # And the node still learns how its own ended.
+        running = producer.submit("work", "work", {"seconds": 600}, timeout=PATIENCE)
+        until(lambda: f"{running.message_id}: at work" in logs(process_1))
+        (pid,) = re.findall(r"bridge (\d+) is ready", logs(process_1))
+        kill(process_1, pid)
+        with pytest.raises(BridgeCrashed, match="signal SIGKILL"):
+            running.result()
+        assert producer.call("work", "work", {"seconds": 0}).result == 0
+
+
+def test_a_worker_as_process_1_drains_when_it_is_stopped(compose: Compose, process_1: str) -> None:
+    with Producer(compose.url) as producer:
+        running = producer.submit("work", "work", {"seconds": 2}, timeout=PATIENCE)
+        until(lambda: f"{running.message_id}: at work" in logs(process_1))
+        run("docker", "stop", "--time", "30", process_1)
+        assert running.result().result == 2
+    assert state(process_1)["ExitCode"] == 0
+    assert "stopped" in logs(process_1)
+
+
+def test_a_worker_as_process_1_ends_as_its_node_does(process_1: str) -> None:
+    kill(process_1, run("docker", "exec", process_1, "cat", "/proc/1/task/1/children").strip())
+    assert run("docker", "wait", process_1).strip() == "137"
 
 
 def logs(container: str) -> str:

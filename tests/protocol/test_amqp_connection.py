@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -196,6 +199,41 @@ async def test_an_unknown_host_is_a_refusal() -> None:
         await broker(1, host="no.such.host.invalid").open("test", on_closed=never)
 
 
+def test_a_name_server_that_does_not_answer_is_a_refusal_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def say_nothing(*_: object, **__: object) -> list[object]:
+        over.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    async def open_it() -> None:
+        with pytest.raises(ConnectionRefused, match="does not answer"):
+            await broker(1, host="broker.example").open("test", on_closed=never)
+
+    monkeypatch.setattr(socket, "getaddrinfo", say_nothing)
+    monkeypatch.setattr(amqp_connection, "CONNECT_TIMEOUT", 0.1)
+    began = time.monotonic()
+    asyncio.run(open_it())  # at its end a loop waits for the threads it has started
+    over.set()
+    assert time.monotonic() - began < 10
+
+
+async def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await let_in(reader, writer)
+        await reader.read()
+
+    found = [(0, 0, 0, "", (host, 0)) for host in ("127.0.0.2", "127.0.0.2", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    monkeypatch.setattr(amqp_connection, "CLOSE_TIMEOUT", 0.2)
+    async with server(serve) as port:
+        channel = await broker(port, host="broker.example").open("test", on_closed=never)
+        await channel.close()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found[:2])
+        with pytest.raises(ConnectionRefused, match="cannot be reached"):
+            await broker(port, host="broker.example").open("test", on_closed=never)
+
+
 async def test_addresses_are_tried_in_turn(unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await let_in(reader, writer)
@@ -293,5 +331,15 @@ async def test_amqps_trusts_only_whom_it_can_verify(certificate: Path, monkeypat
 
 async def test_amqps_to_a_port_without_tls_is_a_refusal() -> None:
     async with server(speak_http) as port:
-        with pytest.raises(ConnectionRefused, match="cannot be reached"):
+        with pytest.raises(ConnectionRefused, match=r"no TLS connection can be made \(wrong version number\)"):
             await broker(port, scheme="amqps").open("test", on_closed=never)
+
+
+async def test_amqp_to_a_port_with_tls_is_a_refusal_that_says_what_to_write() -> None:
+    async def alert(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(8)
+        writer.write(b"\x15\x03\x03\x00\x02\x02\x0a")  # as a TLS server answers what is no handshake
+
+    async with server(alert) as port:
+        with pytest.raises(ConnectionRefused, match="hung up during the handshake: it speaks TLS: write amqps://"):
+            await broker(port).open("test", on_closed=never)

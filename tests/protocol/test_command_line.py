@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,19 @@ async def test_a_bridge_that_prints_to_stdout_is_told_of_in_one_line(closed: str
     assert (
         len([line for line in ended.err.splitlines() if f"bridge {pid} " in line]) == 2
     )  # it was ready, and it printed
+
+
+@pytest.mark.parametrize("broker", ["nobody there", "no such host", "silence"])
+async def test_a_worker_gives_up_a_broker_it_never_reached(broker: str, closed: str, silent: socket.socket) -> None:
+    nowhere = "amqp://user:hunter2@no.such.host.invalid/"
+    where = {"nobody there": closed, "no such host": nowhere, "silence": url(silent)}[broker]
+    arguments = ("worker", "--service", "echo", "--bridge", ECHO, "--bridges", "1", "--broker", where)
+    ended = await run(*arguments, environ={"QUAYBRIDGE_NODE__CONNECT_TIMEOUT": "1.5"})
+    assert (ended.status, "Traceback" in ended.err, "hunter2" in ended.err) == (3, False, False)
+    # One line for each connection, however often it was tried, and a last one.
+    tries = [line for line in ended.err.splitlines() if "cannot connect" in line]
+    assert len(tries) <= 2
+    assert re.search("cannot be reached|gave no answer in 1.5 s", ended.err.splitlines()[-1])
 
 
 async def test_an_interrupted_call_ends_with_130_and_silence(silent: socket.socket) -> None:
