@@ -47,6 +47,7 @@ from worker_node.core.pool import (
 from worker_node.core.tombstones import Tombstones
 from worker_node.environment import bridge_environment
 from worker_node.frame_log import FrameLog
+from worker_node.launch import Launcher
 from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.process_status import resident
@@ -93,6 +94,7 @@ class Dispatcher:
         *,
         node: str,
         link: Link,
+        launcher: Launcher,
         publish_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
@@ -104,6 +106,7 @@ class Dispatcher:
         self.lookahead = Lookahead()
         self.tombstones = Tombstones(settings.tombstones)
         self._node = node
+        self._launcher = launcher
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
@@ -477,10 +480,11 @@ class Dispatcher:
     def _start(self, slot: int, seat: int) -> list[Action[Work]]:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
         settings = self.settings
+        environment = bridge_environment(os.environ, settings.environment, seat)
         try:
             process = BridgeProcess(
-                settings.command,
-                environment=bridge_environment(os.environ, settings.environment, seat),
+                self._launcher.command(settings.command, settings.limits, environment, settings.directory),
+                environment=environment,
                 directory=settings.directory,
                 frame_limit=settings.frame_limit,
                 write_timeout=settings.write_timeout,

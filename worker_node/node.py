@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from broker.link import Link
 from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
+from worker_node.launch import Launcher
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
@@ -95,11 +97,15 @@ class Node:
         Raises BridgeStartError if no bridge of an eager service starts, and what `Link.start` does. Nothing is
         left running then.
         """
+        launcher = Launcher(os.environ.get("PATH"))
+        if launcher.lacking:
+            logger.warning("%s: this host has no %s", self.name, ", no ".join(launcher.lacking))
         for settings in self.settings.services:
             dispatcher = Dispatcher(
                 settings,
                 node=self.name,
                 link=self._publishing,
+                launcher=launcher,
                 publish_timeout=self.settings.publish_timeout,
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,

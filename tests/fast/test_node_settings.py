@@ -13,6 +13,7 @@ from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.topology import CONSUMER_TIMEOUT, MAX_RUN_TIMEOUT, RESERVED_NAMES
 from worker_node.settings import (
     BridgeCount,
+    LimitSettings,
     NodeSettings,
     RetrySettings,
     ServiceSettings,
@@ -37,6 +38,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
     assert made.run_timeout == 300
     assert made.frame_limit == 16 * 1024 * 1024
     assert made.retry == RetrySettings(max_attempts=3, first_delay=1, factor=5, max_delay=600, on_timeout=False)
+    assert made.limits == LimitSettings(memory=None, open_files=None, processes=None, cpu_time=None, nice=0)
     assert node().name == default_node_name()
     assert str(os.getpid()) in node().name
 
@@ -120,6 +122,15 @@ def test_settings_cannot_be_changed() -> None:
         ({"retry": {"factor": 0.5}}, "retry.factor"),
         ({"retry": {"first_delay": 0}}, "retry.first_delay"),
         ({"retry": {"attempts": 3}}, "retry.attempts"),
+        ({"limits": {"memory": 1024}}, "limits.memory"),
+        ({"limits": {"memory": "512M"}}, "limits.memory"),
+        ({"limits": {"open_files": 3}}, "limits.open_files"),
+        ({"limits": {"processes": 0}}, "limits.processes"),
+        ({"limits": {"cpu_time": 0}}, "limits.cpu_time"),
+        ({"limits": {"cpu_time": 1.5}}, "limits.cpu_time"),
+        ({"limits": {"nice": -1}}, "limits.nice"),
+        ({"limits": {"nice": 20}}, "limits.nice"),
+        ({"limits": {"core": 1}}, "limits.core"),
     ],
 )
 def test_a_service_that_makes_no_sense_is_refused_by_the_name_of_the_setting(

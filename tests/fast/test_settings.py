@@ -16,7 +16,7 @@ from quaybridge.settings import (
     given,
     read_configuration,
 )
-from worker_node.settings import BridgeCount, DebugSettings, NodeSettings, RetrySettings, ServiceSettings
+from worker_node.settings import BridgeCount, DebugSettings, LimitSettings, NodeSettings, RetrySettings, ServiceSettings
 
 WHOLE = """
 broker = "amqp://file:secret@file.example/orders"
@@ -38,6 +38,8 @@ protocol_fd = true
 debug.directory = "/var/log/frames"
 debug.args = true
 environment.OMP_NUM_THREADS = "{slot}"
+limits.memory = 2_000_000_000
+limits.nice = 5
 
 [services.my-echo]
 command = ["cat", "a b"]
@@ -88,6 +90,7 @@ def test_a_file_says_everything() -> None:
                 protocol_fd=True,
                 debug=DebugSettings(directory="/var/log/frames", args=True),
                 environment={"OMP_NUM_THREADS": "{slot}"},
+                limits=LimitSettings(memory=2_000_000_000, nice=5),
             ),
             ServiceSettings(name="my-echo", command=("cat", "a b")),
         ),
@@ -112,6 +115,8 @@ def test_the_environment_says_everything_a_file_can() -> None:
             "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__DIRECTORY": "/var/log/frames",
             "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__ARGS": "true",
             "QUAYBRIDGE_SERVICES__ANALYSE__ENVIRONMENT__OMP_NUM_THREADS": "{slot}",
+            "QUAYBRIDGE_SERVICES__ANALYSE__LIMITS__MEMORY": "2000000000",
+            "QUAYBRIDGE_SERVICES__ANALYSE__LIMITS__NICE": "5",
         }
     )
     from_file = configured(WHOLE)
@@ -213,6 +218,11 @@ WRONG_IN_A_SERVICE = [
     ("retry = 3", "services.a.retry = 3: should be a table: write [services.a.retry]"),
     ("retry.max_attempts = 0", "services.a.retry.max_attempts = 0: should be greater than or equal to 1"),
     ("retry.max_attempt = 2", "unknown key services.a.retry.max_attempt: did you mean services.a.retry.max_attempts?"),
+    ("limits = 3", "services.a.limits = 3: should be a table: write [services.a.limits]"),
+    ("limits.memory = 1024", "services.a.limits.memory = 1024: should be greater than or equal to 16777216 (bytes of"),
+    ("limits.memory = '1G'", "services.a.limits.memory = '1G': should be a valid integer"),
+    ("limits.cpu_time = true", "services.a.limits.cpu_time = True: should not be true or false (seconds of CPU time"),
+    ("limits.files = 99", "unknown key services.a.limits.files: did you mean services.a.limits.open_files?"),
     ("environment.A = 1", "services.a.environment.A = …: should be a valid string"),
 ]
 WRONG_COMMANDS = [
