@@ -16,7 +16,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import quantiles
@@ -31,6 +31,7 @@ from broker.contract import Broker
 from broker.memory import MemoryBroker
 from examples.analyse import analysis
 from producer.async_producer import AsyncProducer
+from worker_node.environment import MARK
 from worker_node.node import Node
 from worker_node.settings import NodeSettings, ServiceSettings
 
@@ -240,8 +241,10 @@ class NodeProcesses:
     def kill_bridge(self) -> str | None:
         node = psutil.Process(self._processes[0].pid)
         for child in node.children():
-            child.kill()
-            return f"bridge {child.pid} of node process {node.pid} killed"
+            with suppress(psutil.Error):  # it ended by itself, just now
+                if child.environ().get(MARK):  # its reaper is its child too
+                    child.kill()
+                    return f"bridge {child.pid} of node process {node.pid} killed"
         return None
 
     async def kill_node(self) -> str | None:

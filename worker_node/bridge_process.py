@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import signal
@@ -46,6 +47,7 @@ class BridgeExit:
     memory_peak: int | None  # bytes: the most that it, or what it started, was seen to use; None: not seen
     uptime: float  # seconds
     in_frame: bool  # it had begun a frame and not ended it
+    left_group: bool  # it left processes in its group, which were killed
     stderr: tuple[str, ...]  # its last lines
 
     def __str__(self) -> str:
@@ -398,6 +400,7 @@ class BridgeProcess:
         self.send_signal(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
+        left_group = _group_exists(self.pid)
         self._loop.remove_reader(self._exit)
         os.close(self._exit)
         self.end_input()
@@ -425,6 +428,16 @@ class BridgeProcess:
                 memory_peak=max(peak, self._seen_peak) or None,
                 uptime=self.uptime,
                 in_frame=self._broken is None and self._decoder.in_frame,
+                left_group=left_group,
                 stderr=tuple(self._stderr.tail()),
             )
         )
+
+
+def _group_exists(group: int) -> bool:
+    """Whether the group of a process that was reaped has other members, which may be dying."""
+    try:
+        os.killpg(group, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True

@@ -49,9 +49,11 @@ from worker_node.core.skew import Skew
 from worker_node.core.tombstones import Tombstones
 from worker_node.environment import bridge_environment
 from worker_node.frame_log import FrameLog
+from worker_node.launch import Launcher
 from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.process_status import resident
+from worker_node.reaper import Reaper
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.stderr import printable
@@ -88,6 +90,7 @@ class Bridge:
     slot: int
     seat: int
     process: BridgeProcess
+    run: str  # the id by which the reaper finds what it leaves behind
     capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
     trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
     taken_down: dict[Step, float] = field(default_factory=dict)  # when it was taken to each rung of the ladder
@@ -105,6 +108,8 @@ class Dispatcher:
         *,
         node: str,
         link: Link,
+        launcher: Launcher,
+        reaper: Reaper,
         publish_timeout: float,
         stall_timeout: float,
         on_change: Callable[[], None],
@@ -117,6 +122,8 @@ class Dispatcher:
         self.lookahead = Lookahead()
         self.tombstones = Tombstones(settings.tombstones)
         self._node = node
+        self._launcher = launcher
+        self._reaper = reaper
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
@@ -461,6 +468,8 @@ class Dispatcher:
 
     def _on_exit(self, bridge: Bridge, ended: BridgeExit) -> None:
         slot = bridge.slot
+        who = f"{self.name}[{bridge.seat}]: bridge {bridge.process.pid}"
+        self._reaper.clear(bridge.run, who, left=ended.left_group)
         before = self.pool.slots[slot]
         killed = ended.signal == signal.SIGKILL and Step.KILL not in bridge.taken_down
         evidence = self._out_of_memory.evidence() if killed else None
@@ -565,10 +574,12 @@ class Dispatcher:
     def _start(self, slot: int, seat: int) -> list[Action[Work]]:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
         settings = self.settings
+        run = self._reaper.new_bridge()
+        environment = bridge_environment(os.environ, settings.environment, seat, run)
         try:
             process = BridgeProcess(
-                settings.command,
-                environment=bridge_environment(os.environ, settings.environment, seat),
+                self._launcher.command(settings.command, settings.limits, environment, settings.directory),
+                environment=environment,
                 directory=settings.directory,
                 frame_limit=settings.frame_limit,
                 write_timeout=settings.write_timeout,
@@ -590,7 +601,7 @@ class Dispatcher:
                 message = f"{settings.command[0]}: {error}"
             self._note_start_failure(seat, message)
             return self.pool.exited(slot, self._loop.time())
-        bridge = self._bridges[slot] = Bridge(slot, seat, process)
+        bridge = self._bridges[slot] = Bridge(slot, seat, process, run)
         moment = messages.format_timestamp(self._wall())
         greeting = messages.handshake(f"{self._node}-{seat}", moment, frame_limit=settings.frame_limit)
         self._write(bridge, messages.encode_request(greeting))

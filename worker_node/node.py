@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -29,8 +30,10 @@ from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
 from worker_node.isolation import Isolation
+from worker_node.launch import Launcher
 from worker_node.lookout import Lookout
 from worker_node.out_of_memory import OutOfMemoryKills
+from worker_node.reaper import Reaper
 from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
 from worker_node.settlement import Counts
@@ -60,6 +63,7 @@ class Node:
         self._publishing = Link(broker, f"{self.name} replies", set_up=self._set_up_publishing)
         self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
         self._services: list[tuple[Dispatcher, Intake]] = []
+        self._reaper: Reaper | None = None
         self._control = Control(
             self.name,
             tuple(service.name for service in settings.services),
@@ -102,14 +106,20 @@ class Node:
     async def start(self) -> None:
         """Start the bridges and connect, at the same time; returns when requests can be served.
 
-        Raises BridgeStartError if no bridge of an eager service starts, and what `Link.start` does. Nothing is
-        left running then.
+        What an earlier run left on this host is killed before that. Raises BridgeStartError if no bridge of an
+        eager service starts, and what `Link.start` does. Nothing is left running then.
         """
+        launcher = Launcher(os.environ.get("PATH"))
+        if launcher.lacking:
+            logger.warning("%s: this host has no %s", self.name, ", no ".join(launcher.lacking))
+        self._reaper = Reaper(self.name)
         for settings in self.settings.services:
             dispatcher = Dispatcher(
                 settings,
                 node=self.name,
                 link=self._publishing,
+                launcher=launcher,
+                reaper=self._reaper,
                 publish_timeout=self.settings.publish_timeout,
                 stall_timeout=self.settings.stall_timeout,
                 on_change=self._changed.set,
@@ -124,6 +134,10 @@ class Node:
             self._lookout.add(dispatcher, intake)
         self._taking = True
         try:
+            try:
+                await self._reaper.start()
+            except OSError as error:
+                raise BridgeStartError(f"the node's reaper cannot be started: {error.strerror or error}") from error
             for dispatcher, _ in self._services:
                 dispatcher.open()
             async with asyncio.TaskGroup() as group:
@@ -208,6 +222,8 @@ class Node:
         for dispatcher in self.services:
             dispatcher.abort()
         await self._wait(lambda: all(d.pool.empty for d in self.services))
+        if self._reaper is not None:
+            await self._reaper.stop()
         await asyncio.gather(self._requesters.close(), self._consuming.close(), self._publishing.close())
         for dispatcher, intake in self._services:
             await intake.settled()

@@ -161,6 +161,31 @@ class DebugSettings(Settings):
     arg_bytes: int = Field(2048, ge=1, le=65_536, description="bytes of them that are written of one frame")
 
 
+class LimitSettings(Settings):
+    """What one bridge process may use; not set: what the node itself may. It never leaves a core dump.
+
+    What a bridge meets at its limit is the system's own answer, and what becomes of that is up to the bridge.
+    """
+
+    memory: int | None = Field(
+        None, ge=16 * 1024**2, le=2**60, description="bytes of address space; more are refused: in Python a MemoryError"
+    )
+    open_files: int | None = Field(
+        None, ge=16, le=2**20, description="open files at once; more are refused: too many open files (EMFILE)"
+    )
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=2**22,
+        description="processes and threads of the bridges' user, on the whole host, above which none can be started: "
+        "resource temporarily unavailable (EAGAIN); for root it does not count",
+    )
+    cpu_time: int | None = Field(
+        None, ge=1, le=2**31, description="seconds of CPU time in a bridge's life; then it is ended by SIGXCPU"
+    )
+    nice: int = Field(0, ge=0, le=19, description="how far the bridge stands back for other processes")
+
+
 class ServiceSettings(Settings):
     """One service on a node: its bridge command and its pool."""
 
@@ -202,6 +227,7 @@ class ServiceSettings(Settings):
     )
     retry: RetrySettings = RetrySettings()
     answered: AnsweredSettings = AnsweredSettings()
+    limits: LimitSettings = LimitSettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )

@@ -15,6 +15,7 @@ from bridge_protocol.topology import CONSUMER_TIMEOUT, MAX_RUN_TIMEOUT, RESERVED
 from worker_node.settings import (
     AnsweredSettings,
     BridgeCount,
+    LimitSettings,
     NodeSettings,
     RetrySettings,
     ServiceSettings,
@@ -46,6 +47,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         Code.APPLICATION_ERROR: 1,
     }
     assert made.answered == AnsweredSettings(count=1024, bytes=16 * 1024 * 1024, age=300)
+    assert made.limits == LimitSettings(memory=None, open_files=None, processes=None, cpu_time=None, nice=0)
     assert node().name == default_node_name()
     assert str(os.getpid()) in node().name
 
@@ -144,6 +146,15 @@ def test_settings_cannot_be_changed() -> None:
         ({"answered": {"count": -1}}, "answered.count"),
         ({"answered": {"bytes": -1}}, "answered.bytes"),
         ({"answered": {"age": 0}}, "answered.age"),
+        ({"limits": {"memory": 1024}}, "limits.memory"),
+        ({"limits": {"memory": "512M"}}, "limits.memory"),
+        ({"limits": {"open_files": 3}}, "limits.open_files"),
+        ({"limits": {"processes": 0}}, "limits.processes"),
+        ({"limits": {"cpu_time": 0}}, "limits.cpu_time"),
+        ({"limits": {"cpu_time": 1.5}}, "limits.cpu_time"),
+        ({"limits": {"nice": -1}}, "limits.nice"),
+        ({"limits": {"nice": 20}}, "limits.nice"),
+        ({"limits": {"core": 1}}, "limits.core"),
     ],
 )
 def test_a_service_that_makes_no_sense_is_refused_by_the_name_of_the_setting(

@@ -20,6 +20,7 @@ from worker_node.settings import (
     AnsweredSettings,
     BridgeCount,
     DebugSettings,
+    LimitSettings,
     NodeSettings,
     RetryAfterSettings,
     RetrySettings,
@@ -47,6 +48,8 @@ protocol_fd = true
 debug.directory = "/var/log/frames"
 debug.args = true
 environment.OMP_NUM_THREADS = "{slot}"
+limits.memory = 2_000_000_000
+limits.nice = 5
 
 [services.my-echo]
 command = ["cat", "a b"]
@@ -98,6 +101,7 @@ def test_a_file_says_everything() -> None:
                 protocol_fd=True,
                 debug=DebugSettings(directory="/var/log/frames", args=True),
                 environment={"OMP_NUM_THREADS": "{slot}"},
+                limits=LimitSettings(memory=2_000_000_000, nice=5),
             ),
             ServiceSettings(name="my-echo", command=("cat", "a b")),
         ),
@@ -123,6 +127,8 @@ def test_the_environment_says_everything_a_file_can() -> None:
             "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__DIRECTORY": "/var/log/frames",
             "QUAYBRIDGE_SERVICES__ANALYSE__DEBUG__ARGS": "true",
             "QUAYBRIDGE_SERVICES__ANALYSE__ENVIRONMENT__OMP_NUM_THREADS": "{slot}",
+            "QUAYBRIDGE_SERVICES__ANALYSE__LIMITS__MEMORY": "2000000000",
+            "QUAYBRIDGE_SERVICES__ANALYSE__LIMITS__NICE": "5",
         }
     )
     from_file = configured(WHOLE)
@@ -232,6 +238,11 @@ WRONG_IN_A_SERVICE = [
         "retry.after.bridge_timeout = -1",
         "services.a.retry.after.bridge_timeout = -1: should be greater than or equal to 0",
     ),
+    ("limits = 3", "services.a.limits = 3: should be a table: write [services.a.limits]"),
+    ("limits.memory = 1024", "services.a.limits.memory = 1024: should be greater than or equal to 16777216 (bytes of"),
+    ("limits.memory = '1G'", "services.a.limits.memory = '1G': should be a valid integer"),
+    ("limits.cpu_time = true", "services.a.limits.cpu_time = True: should not be true or false (seconds of CPU time"),
+    ("limits.files = 99", "unknown key services.a.limits.files: did you mean services.a.limits.open_files?"),
     ("environment.A = 1", "services.a.environment.A = …: should be a valid string"),
 ]
 WRONG_COMMANDS = [

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from broker.memory import MemoryBroker
 from producer.async_producer import AsyncProducer
 from worker_node.dispatcher import Bridge, Dispatcher
@@ -36,6 +38,11 @@ def with_sdk(name: str) -> tuple[str, ...]:
     return (sys.executable, str(BRIDGES / f"{name}.py"))
 
 
+def breeder(token: str) -> tuple[str, ...]:
+    """The command of the bridge that has descendants, all with this number on their command line."""
+    return (*PYTHON, str(BRIDGES / "breeder.py"), token)
+
+
 def echo(concurrency: int = 1) -> tuple[str, ...]:
     """The command of the SDK's echo bridge."""
     return (sys.executable, "-m", "examples.echo", str(concurrency))
@@ -51,6 +58,11 @@ async def until(condition: Callable[[], object]) -> None:
 def descriptors() -> set[str]:
     """The numbers of this process's open descriptors."""
     return set(os.listdir("/proc/self/fd"))
+
+
+def children() -> list[psutil.Process]:
+    """The bridges that nodes in this process have started: all of its children but the nodes' reapers."""
+    return [child for child in psutil.Process().children() if "reaper_program.py" not in " ".join(child.cmdline())]
 
 
 class Rig:

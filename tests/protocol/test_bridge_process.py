@@ -491,6 +491,17 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
+async def test_what_it_left_in_its_group_is_told(witness: Witness) -> None:
+    # So many that one is there still when it is looked for.
+    witness.start(shell("for n in 1 2 3 4 5 6 7 8; do sleep 1000 & done; exit 0"))
+    assert (await witness.end()).left_group
+
+
+async def test_that_it_left_nothing_in_its_group_is_told(witness: Witness) -> None:
+    witness.start(shell("sleep 0 & wait; exit 0"))
+    assert not (await witness.end()).left_group
+
+
 async def test_a_signal_reaches_its_whole_group(witness: Witness) -> None:
     process = witness.start(misbehave("forks_sleep"))
     witness.ask()

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from rig import PATIENCE, PYTHON, Rig, echo, foreign, misbehave, until, with_sdk
+from rig import PATIENCE, PYTHON, Rig, children, echo, foreign, misbehave, until, with_sdk
 
 from bridge_protocol.envelope import request_properties
 from bridge_protocol.errors import (
@@ -41,6 +41,7 @@ from worker_node import dispatcher
 from worker_node.core.lookahead import SAMPLES
 from worker_node.core.pool import Phase
 from worker_node.dispatcher import Dispatcher
+from worker_node.environment import RUN
 from worker_node.node import BridgeStartError, Node
 from worker_node.out_of_memory import OutOfMemoryKills
 
@@ -120,7 +121,7 @@ async def test_a_node_serves_as_soon_as_one_bridge_is_ready(rig: Rig) -> None:
 async def test_a_lazy_node_starts_nothing_until_work_comes(rig: Rig) -> None:
     service = await rig.serve(foreign(), bridges=2, start="lazy")
     assert states(service) == ["empty", "empty"]
-    assert not psutil.Process().children()
+    assert not children()
     await rig.call("echo")
     assert states(service) == ["idle", "empty"]
 
@@ -963,7 +964,7 @@ async def test_with_protocol_fd_a_program_may_print_what_and_how_it_likes(
     pid = rig.bridge().process.pid
     for _ in range(3):
         seen = await rig.call("chat")
-    assert seen == {"descriptors": ["0", "1", "2", "3"], "variables": [], "stdin": ""}
+    assert seen == {"descriptors": ["0", "1", "2", "3"], "variables": [RUN], "stdin": ""}
     assert rig.bridge().process.pid == pid
     assert service.settlement.counts.failed == 0
     said = ["Loading model weights...", "a C library says hello", "from Python", "from C", "from a child"]
@@ -1304,7 +1305,7 @@ async def test_a_second_request_to_stop_is_fast_even_while_bridges_are_on_their_
 
 async def test_run_can_be_stopped_while_it_starts(rig: Rig) -> None:
     node, task = await running(rig, misbehave("never_ready"))
-    await until(lambda: psutil.Process().children())
+    await until(children)
     node.request_stop()
     await asyncio.wait_for(task, PATIENCE)
     assert not psutil.Process().children()
