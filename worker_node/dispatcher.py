@@ -96,6 +96,7 @@ class Dispatcher:
         publish_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
+        spawn: Callable[..., BridgeProcess] = BridgeProcess,
         wall: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -107,6 +108,7 @@ class Dispatcher:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._spawn = spawn
         self._out_of_memory = out_of_memory
         self._frames = self._frame_log()
         self.pool: Pool[Work] = Pool(_pool_limits(settings), jitter)
@@ -477,8 +479,9 @@ class Dispatcher:
     def _start(self, slot: int, seat: int) -> list[Action[Work]]:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
         settings = self.settings
+        bridge: Bridge
         try:
-            process = BridgeProcess(
+            process = self._spawn(
                 settings.command,
                 environment=bridge_environment(os.environ, settings.environment, seat),
                 directory=settings.directory,
