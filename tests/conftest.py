@@ -97,6 +97,13 @@ def rabbitmq_vhost(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Iter
     yield from _vhost_in(rabbitmqs, [image] if containers_required() else [image, ON_PATH], request)
 
 
+@pytest.fixture(scope="module")
+def rabbitmq_of_module(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Iterator[Vhost]:
+    """The same, one for all tests of a module."""
+    image = default_image()
+    yield from _vhost_in(rabbitmqs, [image] if containers_required() else [image, ON_PATH], request)
+
+
 @pytest.fixture
 def rabbitmq_url(rabbitmq_vhost: Vhost) -> str:
     """The URL of that vhost."""
