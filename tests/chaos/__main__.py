@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,12 +19,19 @@ from pathlib import Path
 from rich.console import Console
 
 from chaos.cluster import Cluster
-from chaos.plan import CALM, GLIMPSE, LONG, SHORT
+from chaos.plan import CALM, DIRECT, GLIMPSE, LONG, LONG_DIRECT, SHORT
 from chaos.report import as_json, as_table, problems
 from chaos.run import run
 from quaybridge.rabbitmq import DEFAULT_IMAGE, RabbitMQError, docker_available
 
-PLANS = {"short": SHORT, "long": LONG, "calm": CALM, "glimpse": GLIMPSE}
+PLANS = {
+    "short": SHORT,
+    "long": LONG,
+    "calm": CALM,
+    "glimpse": GLIMPSE,
+    "direct": DIRECT,
+    "long-direct": LONG_DIRECT,
+}
 
 
 def main() -> int:
@@ -35,8 +43,10 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--logs", type=Path, help="keep the nodes' logs in this directory")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the containers would be left
     print(f"seed {options.seed}", file=sys.stderr)
     logging.basicConfig(level=logging.ERROR, stream=sys.stderr)
+    logging.getLogger("pika").setLevel(logging.CRITICAL)  # it reports what the report counts
     if (problem := docker_available()) is not None:
         print(problem, file=sys.stderr)
         return 3

@@ -116,6 +116,8 @@ class Member(RabbitMQ):
         """Who is in the cluster, as a tar archive that holds a file."""
         nodes = "cluster_formation.classic_config.nodes"
         lines = ["cluster_formation.peer_discovery_backend = classic_config"]
+        # Up to 4.1 members otherwise stay apart when the network is whole again; later ones ignore it.
+        lines += ["cluster_partition_handling = pause_minority"]
         lines += [f"{nodes}.{number} = rabbit@rabbit{number}" for number in range(1, self._members + 1)]
         content = ("\n".join(lines) + "\n").encode()
         file = tarfile.TarInfo("90-cluster.conf")
@@ -175,7 +177,7 @@ class Cluster:
     def wait_until_whole(self) -> None:
         """Wait until every member runs and sees all the others."""
         if len(self.members) > 1:
-            self._wait(lambda: all(len(self._seen_by(member)) == len(self.members) for member in self.members))
+            self.wait_for(lambda: all(len(self._seen_by(member)) == len(self.members) for member in self.members))
 
     def leader_of(self, queue: str) -> Member:
         """The member that leads a quorum queue."""
@@ -186,7 +188,7 @@ class Cluster:
             leaders.extend(member for member in self.members if member.name == told.get("leader"))
             return bool(leaders)
 
-        self._wait(found)
+        self.wait_for(found)
         return leaders[0]
 
     def online_members_of(self, queue: str) -> list[str]:
@@ -207,7 +209,8 @@ class Cluster:
             return []
         return [node["name"] for node in nodes if node["running"]]
 
-    def _wait(self, condition: Callable[[], bool]) -> None:
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait for something about it. Raises RabbitMQError when patience ends."""
         end = time.monotonic() + PATIENCE
         while not condition():
             if time.monotonic() > end:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Times in seconds. `seconds`: what the load is spread over, at least; faults that take longer stretch it.
+    """Times in seconds. `requests` in `seconds` is the rate of the load, which goes on while there are faults to come.
 
     `work`: the shortest and longest run of a request. `mixed`: whether some refuse, hurry or poison.
+    `direct`: replies come by direct reply-to, at most once, and a call may end in an unknown outcome.
     """
 
     requests: int
@@ -20,9 +21,10 @@ class Plan:
     seconds: float = 0.0
     nodes: int = 3
     bridges: int = 2
-    work: tuple[float, float] = (0.01, 0.03)
+    work: tuple[float, float] = (0.01, 0.02)
     in_flight: int = 100
     mixed: bool = True
+    direct: bool = False
 
     def planned(self) -> dict[str, int]:
         """The faults, by their names in a report."""
@@ -36,9 +38,11 @@ class Plan:
 
 NODE_KILLS, BRIDGE_KILLS, BROKER_KILLS, CLOSES = "node kills", "bridge kills", "broker kills", "connections closed"
 
-SHORT = Plan(requests=5_000, node_kills=20, bridge_kills=20, broker_kills=2, closes=2, seconds=35)
-LONG = Plan(requests=100_000, node_kills=300, bridge_kills=300, broker_kills=30, closes=30, seconds=1_200)
+SHORT = Plan(requests=5_000, node_kills=20, bridge_kills=20, broker_kills=2, closes=2, seconds=25)
+LONG = Plan(requests=100_000, node_kills=300, bridge_kills=300, broker_kills=30, closes=30, seconds=900)
 # The load of every day: nothing may be lost, and nothing done twice.
 CALM = Plan(requests=10_000, work=(0.0, 0.0), in_flight=300, mixed=False)
-# Enough to see that another version does the same.
-GLIMPSE = Plan(requests=1_000, node_kills=3, bridge_kills=3, broker_kills=1, closes=1, seconds=6)
+# Enough to see that another version does the same; of long runs, so that the few kills hit something.
+GLIMPSE = Plan(requests=700, node_kills=4, bridge_kills=4, broker_kills=1, closes=1, seconds=7, work=(0.04, 0.06))
+DIRECT = replace(GLIMPSE, direct=True, mixed=False)
+LONG_DIRECT = replace(LONG, direct=True, mixed=False)

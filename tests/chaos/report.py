@@ -20,7 +20,7 @@ def as_table(report: Report) -> Table:
     table.add_column(justify="right")
     for name, count in report.faults.items():
         table.add_row(f"faults: {name}", f"{count:,}")
-    table.add_row("requests, confirmed", f"{report.plan.requests:,}, {report.confirmed:,}")
+    table.add_row("requests, confirmed", f"{report.requests:,}, {report.confirmed:,}")
     table.add_row("publishes of unknown outcome, repeated", f"{report.unknown:,}, {report.republished:,}")
     table.add_row("redelivered, tried again", f"{report.redelivered:,}, {report.retried:,}")
     table.add_row("lost", f"{len(verdict.lost):,}")

@@ -13,11 +13,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bridge_protocol.envelope import ATTEMPT, NODE, REDELIVERED, request_properties
-from bridge_protocol.errors import CodedError
+from bridge_protocol.errors import CodedError, OutcomeUnknown, PublishFailed, RequestFailed
 from bridge_protocol.messages import Request, Result, decode_message, encode_request
 from bridge_protocol.topology import EXCHANGE, REPLY_PREFIX, UNLIMITED, Queue
 from broker.address import parse_addresses
@@ -25,14 +26,16 @@ from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, Consumer, Delivery, Message
 from broker.failpoints import FailingBroker
 from broker.link import Link
-from chaos.ledger import Ledger, digest, line
+from chaos.ledger import RESULT, Ledger, digest, line
 from chaos.workload import SERVICE, Asked, made
+from producer.async_producer import AsyncProducer
 from quaybridge.failpoints import armed_failpoints
 
 PREFETCH = 200
 PUBLISH_TIMEOUT = 5.0  # seconds
 PAUSE = 0.2  # seconds before what was not confirmed is published again
 CONNECT_TIMEOUT = 60.0  # seconds
+CALL_TIMEOUT = 90.0  # seconds: more than any fault takes, so that a call that ends by it is one that was lost
 
 Note = Callable[..., None]  # what is written down: the name of a Ledger's method, and its arguments
 
@@ -114,6 +117,57 @@ class Requester:
         delivery.ack()
 
 
+class DirectRequester:
+    """Calls, whose replies come by direct reply-to: at most once, so that a call may end in an unknown outcome."""
+
+    queue = None
+
+    def __init__(self, broker: Broker, name: str, note: Note) -> None:
+        self.losses = 0  # calls whose outcome is unknown: of the connections nothing is told here
+        self.republished = 0
+        self.last_reply = 0.0
+        self.last_by_node: dict[str, float] = {}
+        self.failures: list[CodedError | BrokerError] = []
+        self._note = note
+        self._producer = AsyncProducer(broker, name=name, connect_timeout=CONNECT_TIMEOUT)
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._producer.start()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._producer.close()
+
+    async def send(self, asked: Asked) -> None:
+        """Call until it reached a queue; one that may have is not called again."""
+        while True:
+            self._note("attempted", asked.message_id, asked.kind, asked.expected)
+            try:
+                reply = await self._producer.call(SERVICE, asked.command, asked.args, timeout=CALL_TIMEOUT)
+            except OutcomeUnknown as error:
+                self.losses += 1
+                self.failures.append(error)
+                self._note("unconfirmed", asked.message_id)
+                return
+            except RequestFailed as error:
+                self._note("confirmed", asked.message_id)
+                self._note("replied", asked.message_id, error.code.value, error.message, "")
+                return
+            except PublishFailed as error:
+                self.failures.append(error)
+                await asyncio.sleep(PAUSE)
+            else:
+                self._note("confirmed", asked.message_id)
+                self._note(
+                    *("replied", asked.message_id, RESULT, digest(reply.result), ""),
+                    redelivered=reply.redelivered,
+                    retried=reply.attempt > 1,
+                )
+                self.last_reply = self.last_by_node[str(reply.node)] = time.monotonic()
+                return
+
+
 async def publish_all(requester: Requester, requests: Iterable[Asked], in_flight: int) -> None:
     """Publish them all, so many at once; returns when each is confirmed."""
     left = iter(requests)
@@ -141,7 +195,7 @@ async def _run(journal: Path, name: str, seed: int, count: int) -> None:
             broker = FailingBroker(broker, failpoints)
         requester = Requester(broker, name, note)
         await requester.start()
-        requests = made(seed, count, seconds=(0.0, 0.005), mixed=False)
+        requests = islice(made(seed, seconds=(0.0, 0.005), mixed=False), count)
         left = [asked for asked in requests if not _is_confirmed(ledger, asked)]
         await publish_all(requester, left, 20)
         while ledger.unsettled:

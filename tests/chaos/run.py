@@ -29,14 +29,13 @@ from chaos.cluster import Cluster
 from chaos.herd import Herd, HerdError, NodeProcess
 from chaos.ledger import EXPIRED, Ledger, Verdict
 from chaos.plan import BRIDGE_KILLS, BROKER_KILLS, CLOSES, NODE_KILLS, Plan
-from chaos.requester import Requester
+from chaos.requester import DirectRequester, Requester
 from chaos.workload import SERVICE, Asked, made
 from quaybridge.rabbitmq import RabbitMQError
 
 RECOVERY_LIMIT = 30.0  # seconds from the return of what was away to the first work done
 STALL = 60.0  # seconds without any progress after which a run counts as wedged
 BETWEEN_BROKER_KILLS = 10.0  # seconds: it has to come back, and do some work
-TRICKLE = 0.05  # seconds between two requests that go out whatever the faults are at
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +49,7 @@ class Report:
     faults: dict[str, int] = field(default_factory=dict)
     recoveries: dict[str, list[float]] = field(default_factory=dict)  # seconds, by fault
     verdict: Verdict | None = None
+    requests: int = 0
     confirmed: int = 0
     expired: int = 0
     dead: int = 0
@@ -74,12 +74,15 @@ class Report:
 class Rig:
     """A cluster, a herd, two requesters and one ledger. A context manager; the nodes are drained at its end."""
 
-    def __init__(self, cluster: Cluster, directory: Path, *, nodes: int, bridges: int) -> None:
+    def __init__(
+        self, cluster: Cluster, directory: Path, *, nodes: int = 2, bridges: int = 2, direct: bool = False
+    ) -> None:
         self.cluster = cluster
         self.ledger = Ledger()
         self.herd = Herd(cluster.url, directory, size=nodes, bridges=bridges)
         self.broker = AmqpBroker(parse_addresses(cluster.url))
-        self.requesters = [Requester(self.broker, f"chaos-{number}", self._note) for number in (1, 2)]
+        make = DirectRequester if direct else Requester
+        self.requesters = [make(self.broker, f"chaos-{number}", self._note) for number in (1, 2)]
         self._sending: set[asyncio.Task[None]] = set()
 
     def _note(self, what: str, *arguments: Any, **options: Any) -> None:
@@ -157,7 +160,8 @@ class Rig:
         names = [resource.name for resource in topology if isinstance(resource, Queue)]
         channel = await self.broker.open("chaos", on_closed=lambda _: None)
         try:
-            lengths = {name: await channel.queue_length(name) for name in names + [r.queue for r in self.requesters]}
+            names += [requester.queue for requester in self.requesters if requester.queue is not None]
+            lengths = {name: await channel.queue_length(name) for name in names}
         finally:
             await channel.close()
         return {name: length for name, length in lengths.items() if length}
@@ -188,61 +192,56 @@ class Chaos:
         self.done: dict[str, int] = {name: 0 for name, planned in plan.planned().items() if planned}
         self.recoveries: dict[str, list[float]] = {name: [] for name in self.done}
         self.troubles: list[str] = []
+        self.over = False
+        self._group = asyncio.TaskGroup()
         self._rig = rig
         self._plan = plan
         self._seed = seed
-        self._started = time.monotonic()
-
-    @property
-    def progress(self) -> float:
-        """The part of the faults that are done and recovered from, by the kind that is behind; 0 … 1."""
-        planned = self._plan.planned()
-        return min((count / planned[name] for name, count in self.done.items()), default=1.0)
 
     async def run(self) -> None:
         """Inject them all; returns when each has been recovered from."""
-        async with asyncio.TaskGroup() as group:
+        async with self._group as group:
             group.create_task(self._each(NODE_KILLS, self._kill_node))
             group.create_task(self._each(BRIDGE_KILLS, self._kill_bridge))
             group.create_task(self._each(BROKER_KILLS, self._kill_broker, least=BETWEEN_BROKER_KILLS))
             group.create_task(self._each(CLOSES, self._close_connection))
+        self.over = True
 
     async def requests(self) -> AsyncIterator[Asked]:
-        """The load, spread over the time and the faults; a trickle of it never ends while faults do."""
+        """The load, at its rate: all that is planned, and more until the last fault is recovered from."""
         plan = self._plan
-        self._started = time.monotonic()
-        last = 0.0
-        for number, asked in enumerate(made(self._seed, plan.requests, seconds=plan.work, mixed=plan.mixed)):
-            while time.monotonic() < last + TRICKLE and number >= self._allowed():
+        started = time.monotonic()
+        for number, asked in enumerate(made(self._seed, seconds=plan.work, mixed=plan.mixed)):
+            if number >= plan.requests and self.over:
+                return
+            while plan.seconds and number > (time.monotonic() - started) * plan.requests / plan.seconds:
                 await asyncio.sleep(0.005)
-            last = time.monotonic()
             yield asked
-
-    def _allowed(self) -> float:
-        plan = self._plan
-        elapsed = (time.monotonic() - self._started) / plan.seconds if plan.seconds else 1.0
-        return plan.requests * min(elapsed, 0.1 + self.progress)
 
     async def _each(self, name: str, fault: Callable[[random.Random], Awaitable[bool]], *, least: float = 0.0) -> None:
         count = self._plan.planned()[name]
         source = random.Random(f"{name} {self._seed}")
-        usual = max(self._plan.seconds / (count + 1), least)
+        usual = self._plan.seconds / (count + 1)
         while self.done.get(name, 0) < count:
-            await asyncio.sleep(least + (usual - least) * source.uniform(0.2, 1.4))
+            await asyncio.sleep(usual * source.uniform(0.1, 1.3))
             if await fault(source):
                 self.done[name] += 1
+                await asyncio.sleep(least if self.done[name] < count else 0)
 
     async def _kill_node(self, source: random.Random) -> bool:
-        serving = [node for node in self._rig.herd.nodes if node.serving]
+        serving = [node for node in self._rig.herd.nodes if node.serving and self._rig.last_reply_of(node)]
         if len(serving) < 2:  # all dead at once is another experiment
             return False
         victim = source.choice(serving)
         victim.serving = False
         since = time.monotonic()
         await self._rig.herd.kill(victim)
-        successor = await self._rig.herd.serve()
-        await self._recovered(NODE_KILLS, since, lambda: self._rig.last_reply_of(successor) > 0)
+        self._group.create_task(self._replace(since))
         return True
+
+    async def _replace(self, since: float) -> None:
+        successor = await self._rig.herd.serve()
+        await self._recovered(NODE_KILLS, successor.name, since, lambda: self._rig.last_reply_of(successor) > 0)
 
     async def _kill_bridge(self, source: random.Random) -> bool:
         since = time.monotonic()
@@ -251,7 +250,7 @@ class Chaos:
             return False
         herd = self._rig.herd
         await self._recovered(
-            BRIDGE_KILLS, since, lambda: self._rig.last_reply_of(node) > since or node not in herd.nodes
+            BRIDGE_KILLS, node.name, since, lambda: self._rig.last_reply_of(node) > since or node not in herd.nodes
         )
         return True
 
@@ -267,12 +266,15 @@ class Chaos:
         before = [node for node in herd.nodes if node.serving]
         await self._recovered(
             BROKER_KILLS,
+            "a node",
             since,
             lambda: all(self._rig.last_reply_of(node) > since for node in before if node in herd.nodes),
         )
-        lost = [requester.losses > before for requester, before in zip(self._rig.requesters, losses, strict=True)]
-        if not all(lost):
-            self.troubles.append("a requester kept its connection through the death of the broker")
+        if self._plan.direct:
+            return True
+        for requester, loss in zip(self._rig.requesters, losses, strict=True):
+            if requester.losses == loss:
+                self.troubles.append(f"{requester.queue} kept its connection through the death of the broker")
         return True
 
     async def _close_connection(self, source: random.Random) -> bool:
@@ -286,13 +288,13 @@ class Chaos:
             await asyncio.to_thread(member.manage, "DELETE", f"/api/connections/{quote(source.choice(names), safe='')}")
         except (OSError, RabbitMQError):
             return False  # it is gone already, or the broker is
-        await self._recovered(CLOSES, since, lambda: self._rig.last_reply > since)
+        await self._recovered(CLOSES, "everybody", since, lambda: self._rig.last_reply > since)
         return True
 
-    async def _recovered(self, name: str, since: float, condition: Callable[[], bool]) -> None:
+    async def _recovered(self, name: str, what: str, since: float, condition: Callable[[], bool]) -> None:
         while not condition():
             if time.monotonic() - since > RECOVERY_LIMIT + STALL:
-                self.troubles.append(f"not recovered from one of {name} after {time.monotonic() - since:.0f} s")
+                self.troubles.append(f"{what} after one of {name}: no work done in {time.monotonic() - since:.0f} s")
                 return
             await asyncio.sleep(0.01)
         self.recoveries[name].append(time.monotonic() - since)
@@ -301,7 +303,7 @@ class Chaos:
 async def run(plan: Plan, cluster: Cluster, directory: Path, *, seed: int) -> Report:
     """Run the plan on that cluster. `directory` gets the nodes' logs."""
     report = Report(seed=seed, broker=cluster.image, plan=plan)
-    async with Rig(cluster, directory, nodes=plan.nodes, bridges=plan.bridges) as rig:
+    async with Rig(cluster, directory, nodes=plan.nodes, bridges=plan.bridges, direct=plan.direct) as rig:
         chaos = Chaos(rig, plan, seed)
         started = time.monotonic()
         async with asyncio.TaskGroup() as group:
@@ -319,6 +321,7 @@ def _fill(report: Report, rig: Rig, chaos: Chaos) -> None:
     report.troubles += chaos.troubles + rig.herd.troubles()
     report.faults, report.recoveries = chaos.done, chaos.recoveries
     report.verdict = ledger.verdict()
+    report.requests = len(ledger.entries)
     report.confirmed, report.expired = ledger.count("confirmed"), ledger.count(EXPIRED)
     report.dead, report.parked = len(ledger.dead), len(ledger.parked)
     report.unknown, report.redelivered, report.retried = ledger.unknown, ledger.redelivered, ledger.retried

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,17 +27,17 @@ class Asked:
     timeout: float | None = None
 
 
-def made(seed: int, count: int, *, seconds: tuple[float, float], mixed: bool = True) -> Iterator[Asked]:
-    """`count` requests; those that work take that long. `mixed`: some refuse, hurry or, rarely, poison."""
+def made(seed: int, *, seconds: tuple[float, float], mixed: bool = True) -> Iterator[Asked]:
+    """Requests without end; those that work take that long. `mixed`: some refuse, hurry or, rarely, poison."""
     source = random.Random(f"requests {seed}")
-    for number in range(count):
+    for number in itertools.count():
         message_id = f"{source.getrandbits(128):032x}"
         draw = source.random() if mixed else 1.0
         text = source.randbytes(source.randrange(0, 1000)).hex() + "é\n"
         longest = round(source.uniform(*seconds), 4)
         if draw < 0.02:
             yield Asked(message_id, Kind.REFUSES, "refuses", {"number": number}, f"ApplicationError: no {number}")
-        elif draw < 0.022 and number < count * 0.9:  # its retries take seconds: not at the very end
+        elif draw < 0.022:
             yield Asked(message_id, Kind.POISONS, "poisons", {"number": number}, "")
         else:
             args = {"number": number, "text": text, "seconds": longest}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -89,8 +90,8 @@ def test_a_journal_gives_the_same_books_and_a_line_that_was_cut_off_does_not_cou
 
 
 def test_a_seed_makes_the_same_requests() -> None:
-    one, same, other = (list(made(seed, 2000, seconds=(0.01, 0.02))) for seed in (1, 1, 2))
+    one, same, other = (list(islice(made(seed, seconds=(0.01, 0.02)), 2000)) for seed in (1, 1, 2))
     assert one == same
     assert not {asked.message_id for asked in one} & {asked.message_id for asked in other}
     assert {asked.kind for asked in one} == set(Kind)
-    assert {asked.kind for asked in made(1, 500, seconds=(0, 0), mixed=False)} == {Kind.WORKS}
+    assert {asked.kind for asked in islice(made(1, seconds=(0, 0), mixed=False), 500)} == {Kind.WORKS}

@@ -65,7 +65,7 @@ async def under_load(site: Site, ledger: Ledger, seed: int) -> AsyncIterator[Req
         getattr(ledger, what)(*arguments, **options)
 
     requester = Requester(AmqpBroker(parse_addresses(site.url)), f"failpoints-{secrets.token_hex(4)}", note)
-    requests = made(seed, 10**9, seconds=(0.0, 0.004), mixed=False)
+    requests = made(seed, seconds=(0.0, 0.004), mixed=False)
     stopping = asyncio.Event()
 
     async def publish() -> None:
