@@ -16,6 +16,12 @@ test: lint ## all checks and all tests; what needs RabbitMQ is skipped, loudly, 
 test-fast: .venv/.ready ## the fast layer alone: seconds
 	$(PYTEST) tests/fast $(ARGS)
 
+soak: lint ## all tests in their long forms, and what they counted: hours
+	QUAYBRIDGE_SOAK=1 $(PYTEST) -rP $(ARGS)
+
+chaos: .venv/.ready ## kills under load, and the books of it; LONG=1: 100,000 requests; ARGS="--seed N --json"
+	@PYTHONPATH=tests .venv/bin/python -m chaos $(if $(LONG),--plan long) $(ARGS)
+
 lint: .venv/.ready ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -64,4 +70,4 @@ clean: ## remove .venv, caches and build products
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast lint rabbitmq clean
+.PHONY: help demo test test-fast soak chaos lint rabbitmq clean

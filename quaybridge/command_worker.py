@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -141,10 +142,18 @@ async def _serve(
     reread: Callable[[], NodeSettings],
 ) -> None:
     from broker.amqp import AmqpBroker
+    from quaybridge.failpoints import armed_failpoints
     from quaybridge.heartbeat import Heartbeat
     from worker_node.node import Node
 
-    node = Node(settings, AmqpBroker(addresses))
+    broker = AmqpBroker(addresses)
+    if (failpoints := armed_failpoints(os.environ)) is None:
+        node = Node(settings, broker)
+    else:
+        from broker.failpoints import FailingBroker
+        from worker_node.failing_bridge import FailingBridge
+
+        node = Node(settings, FailingBroker(broker, failpoints), spawn=partial(FailingBridge, failpoints))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.request_stop)

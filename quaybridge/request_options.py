@@ -51,7 +51,13 @@ def read_arguments(pairs: list[str] | None, whole: str | None) -> dict[str, Any]
 def read_broker(url: str | None, config: Path | None) -> Broker:
     """The broker that flags, environment or file name. Raises SettingsError."""
     from broker.amqp import AmqpBroker
+    from quaybridge.failpoints import armed_failpoints
     from quaybridge.settings import BROKER, given, read_configuration
 
     configuration = read_configuration(config, environ=os.environ, flags=given({BROKER: ("--broker", url)}))
-    return AmqpBroker(configuration.broker())
+    broker = AmqpBroker(configuration.broker())
+    if (failpoints := armed_failpoints(os.environ)) is None:
+        return broker
+    from broker.failpoints import FailingBroker
+
+    return FailingBroker(broker, failpoints)

@@ -114,6 +114,7 @@ class Dispatcher:
         stall_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
+        spawn: Callable[..., BridgeProcess] = BridgeProcess,
         wall: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -127,6 +128,7 @@ class Dispatcher:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._spawn = spawn
         self._out_of_memory = out_of_memory
         self._frames = self._frame_log()
         self.pool: Pool[Work] = Pool(_pool_limits(settings), jitter)
@@ -576,8 +578,9 @@ class Dispatcher:
         settings = self.settings
         run = self._reaper.new_bridge()
         environment = bridge_environment(os.environ, settings.environment, seat, run)
+        bridge: Bridge
         try:
-            process = BridgeProcess(
+            process = self._spawn(
                 self._launcher.command(settings.command, settings.limits, environment, settings.directory),
                 environment=environment,
                 directory=settings.directory,

@@ -26,6 +26,7 @@ from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import dead_letter_topology, request_queue, service_topology, shared_topology
 from broker.contract import Broker, Channel, Consumer
 from broker.link import Link
+from worker_node.bridge_process import BridgeProcess
 from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
@@ -57,8 +58,11 @@ class Node:
     connection that holds the requests in flight.
     """
 
-    def __init__(self, settings: NodeSettings, broker: Broker) -> None:
+    def __init__(
+        self, settings: NodeSettings, broker: Broker, *, spawn: Callable[..., BridgeProcess] = BridgeProcess
+    ) -> None:
         self.settings = settings
+        self._spawn = spawn
         self.name = settings.name
         self._publishing = Link(broker, f"{self.name} replies", set_up=self._set_up_publishing)
         self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
@@ -124,6 +128,7 @@ class Node:
                 stall_timeout=self.settings.stall_timeout,
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
+                spawn=self._spawn,
             )
             intake = Intake(
                 request_queue(settings.name),

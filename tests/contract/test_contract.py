@@ -34,6 +34,7 @@ from bridge_protocol.topology import (
     shared_topology,
 )
 from broker.contract import Channel, ChannelClosed, Consumer, Delivery, Message, TopologyMismatch, Unroutable
+from broker.failpoints import FailingBroker, Failpoints
 from broker.limits import MAX_BODY
 
 SERVICE = "echo"
@@ -898,3 +899,12 @@ class TestRabbitMQ(Contract):
     @pytest.fixture
     def venue(self, rabbitmq: Venue) -> Venue:
         return rabbitmq
+
+
+class TestBehindFailpoints(Contract):
+    """With none armed, what stands between a process and its broker in tests of crashes changes nothing."""
+
+    @pytest.fixture
+    def venue(self, embedded: Venue) -> Venue:
+        embedded.broker = FailingBroker(embedded.broker, Failpoints({}))
+        return embedded
