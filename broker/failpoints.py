@@ -204,6 +204,11 @@ class FailingChannel:
         return self._inner.blocked
 
     @property
+    def receiving(self) -> bool:
+        """See the contract."""
+        return self._inner.receiving
+
+    @property
     def server(self) -> str:
         """See the contract."""
         return self._inner.server

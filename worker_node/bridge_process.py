@@ -35,6 +35,8 @@ READ_SIZE = 256 * 1024
 # After bytes that are no frame: read on for so long, and keep so much of it.
 QUOTE_SECONDS = 0.2
 QUOTE_BYTES = 4096
+# After a pipe's end: so long it has to end as well, which tells more than that it lives on without the pipe.
+CLOSED_SECONDS = 1.0
 HELD_UP = 1.0  # seconds: a timer that is later than this says that the node itself was stopped, or too busy
 
 
@@ -361,7 +363,7 @@ class BridgeProcess:
         if self._frame_late is not None:
             self._frame_late.cancel()
         if self._verdict is None:
-            self._verdict = self._loop.call_later(QUOTE_SECONDS, self._tell)
+            self._verdict = self._loop.call_later(CLOSED_SECONDS if closed else QUOTE_SECONDS, self._tell)
             self._on_doomed()
 
     def _read_stderr(self) -> None:
