@@ -165,7 +165,8 @@ class Dispatcher:
     @property
     def held(self) -> int:
         """How many deliveries this node holds unacknowledged."""
-        return sum(not work.delivery.stale for work in self.pool.tickets()) + self.settlement.pending
+        running = ((work.delivery, *work.joined) for work in self.pool.tickets())
+        return sum(not delivery.stale for deliveries in running for delivery in deliveries) + self.settlement.held
 
     # The life of the service.
 

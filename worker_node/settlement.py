@@ -135,6 +135,11 @@ class Settlement:
         """How many deliveries came to their end and are not acknowledged yet."""
         return len(self._pending)
 
+    @property
+    def held(self) -> int:
+        """How many deliveries, with what joined them, that makes."""
+        return sum(not each.stale for case in self._pending for each in (case.delivery, *case.joined))
+
     def check_stall(self) -> bool:
         """Whether the broker has taken nothing for `stall_timeout` seconds, though there is something to be taken.
 

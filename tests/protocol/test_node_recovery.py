@@ -72,6 +72,19 @@ async def test_a_full_pool_is_no_wedge(rig: Rig, caplog: pytest.LogCaptureFixtur
     await quiet_over_many_looks(rig, caplog, lambda: rig.broker.counts(QUEUE).ready >= 3)
 
 
+async def test_a_run_that_its_own_redelivery_joined_is_no_wedge(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    """The delivery it began with is gone with its channel; the one that came for it fills the consumer."""
+    service = await rig.serve(echo(), of_node=SOON)
+    await rig.producer.publish("work", "sleep", {"seconds": 30})
+    await until(lambda: busy(service))
+    rig.broker.close_all("maintenance")
+    await until(lambda: service.settlement.counts.joined)
+    assert service.held == 1
+    for _ in range(3):
+        await rig.producer.publish("work", "echo", {})
+    await quiet_over_many_looks(rig, caplog, lambda: rig.broker.counts(QUEUE).ready)
+
+
 async def test_work_whose_replies_are_held_back_by_an_alarm_is_no_wedge(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
