@@ -1,4 +1,4 @@
-"""The command line: `quaybridge worker | call | publish | dead | demo`, or `python -m quaybridge`.
+"""The command line: `quaybridge worker | call | publish | dead | conformance | demo`, or `python -m quaybridge`.
 
 Each command imports what it needs when it runs, so that `quaybridge --help` is there at once.
 """
@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from quaybridge.command_call import call
+from quaybridge.command_conformance import conformance
 from quaybridge.command_dead import dead_letter_commands
 from quaybridge.command_demo import demo
 from quaybridge.command_publish import publish
@@ -37,7 +38,7 @@ def application() -> typer.Typer:
     """All commands together."""
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(epilog=MEANINGS)(quaybridge)
-    for command in (demo, worker, call, publish):
+    for command in (demo, worker, call, publish, conformance):
         app.command(epilog=MEANINGS)(command)
     app.add_typer(dead_letter_commands(), name="dead")
     return app

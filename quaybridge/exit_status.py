@@ -24,8 +24,8 @@ class ExitStatus(IntEnum):
 
 
 MEANINGS = (
-    "Exit status: 0 done, or drained; 1 the request failed; 2 usage or configuration; 3 the broker cannot be reached "
-    "or refuses us; 4 a queue exists with other arguments; 5 a bridge cannot start; 130 interrupted."
+    "Exit status: 0 done, or drained; 1 the request, or a check, failed; 2 usage or configuration; 3 the broker cannot "
+    "be reached or refuses us; 4 a queue exists with other arguments; 5 a bridge cannot start; 130 interrupted."
 )
 
 

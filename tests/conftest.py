@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
@@ -33,8 +34,11 @@ LAYERS = ("fast", "protocol", "full")
 ON_PATH = "rabbitmq-server"  # stands for the one on PATH where others name an image
 
 SKIPPED = "needs RabbitMQ"
+# Programs that some tests need, and the Debian package each comes in.
+PACKAGES = {"node": "nodejs", "cc": "gcc", "escript": "erlang-base", "amqp-publish": "amqp-tools"}
 
 _missing = pytest.StashKey[Counter[str]]()
+_missing_programs = pytest.StashKey[Counter[str]]()
 
 
 class RabbitMQs:
@@ -143,8 +147,24 @@ def _missing_rabbitmq(problem: str, request: pytest.FixtureRequest) -> NoReturn:
     pytest.skip(SKIPPED)
 
 
+@pytest.fixture
+def program(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Gives the path of a program in PACKAGES; without it the test is skipped, or fails where all of it must run."""
+
+    def find(name: str) -> str:
+        if path := shutil.which(name):
+            return path
+        if containers_required():
+            pytest.fail(f"QUAYBRIDGE_REQUIRE_CONTAINERS=1, and there is no {name}: apt-get install {PACKAGES[name]}")
+        request.config.stash[_missing_programs][name] += 1
+        pytest.skip(f"needs {name}")
+
+    return find
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_missing] = Counter()
+    config.stash[_missing_programs] = Counter()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -164,7 +184,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
-    if terminal is not None and (missing := config.stash[_missing]):
+    if terminal is None:
+        return
+    for name, count in config.stash[_missing_programs].items():
+        line = f"SKIPPED {count} TESTS THAT NEED {name} (not found on PATH). Run `apt-get install {PACKAGES[name]}`."
+        terminal.write_line(line, red=True, bold=True)
+    if missing := config.stash[_missing]:
         (problem, _), *_ = missing.most_common(1)
         line = f"SKIPPED {missing.total()} TESTS THAT NEED RABBITMQ ({problem}). Run `make rabbitmq` to get one."
         terminal.write_line(line, red=True, bold=True)
