@@ -271,13 +271,11 @@ class Dispatcher:
 
     def watched(self) -> Iterable[str]:
         """The reply addresses of requests that shall end with their requester."""
-        return (address for work in self.pool.tickets() if (address := _watched_address(work.delivery)) is not None)
+        return (address for work in self.pool.tickets() if (address := _watched_address(work)) is not None)
 
     def requester_gone(self, address: str) -> None:
-        """Nobody is left at `address`: what shall end with its requester ends, unless somebody else asked too."""
-        self._abandon(
-            lambda work: all(_watched_address(delivery) == address for delivery in (work.delivery, *work.joined))
-        )
+        """Nobody is left at `address`: what shall end with its requester ends."""
+        self._abandon(lambda work: _watched_address(work) == address)
 
     def _abandon(self, unwanted: Callable[[Work], bool]) -> None:
         for work in [work for work in self.pool.tickets() if unwanted(work)]:
@@ -822,9 +820,9 @@ def _replayed(delivery: Delivery) -> bool:
     return read_history(delivery.properties.headers, None).replays > 0
 
 
-def _watched_address(delivery: Delivery) -> str | None:
-    """Where its requester is, if it shall end with them."""
-    properties = delivery.properties
+def _watched_address(work: Work) -> str | None:
+    """Where its requester is, if it shall end with them: where they asked last, who may have had to ask again."""
+    properties = (work.joined[-1] if work.joined else work.delivery).properties
     return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None
 
 

@@ -244,7 +244,6 @@ class Node:
             await asyncio.wait([self._looking])
             self._looking = None
         await self._lookout.stop()
-        await self._isolation.close()
         for _, intake in self._services:
             intake.want(0, 0)
 
@@ -254,6 +253,7 @@ class Node:
             async with asyncio.timeout(timeout):
                 for _, intake in self._services:
                     await intake.settled()
+        await self._isolation.close()  # not before: a suspect may have been on its way
 
     # The connections.
 

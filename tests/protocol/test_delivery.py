@@ -16,7 +16,7 @@ import psutil
 import pytest
 from rig import PATIENCE, PYTHON, Rig, echo, misbehave, until
 
-from bridge_protocol.envelope import REPLAYS, Properties, request_properties
+from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, REPLAYS, Properties, request_properties
 from bridge_protocol.errors import BridgeCrashed, DeadlineExceeded
 from bridge_protocol.messages import Failure, Request, Result, decode_message, encode_request, format_timestamp
 from bridge_protocol.topology import EXCHANGE, Queue, service_topology, shared_topology
@@ -225,6 +225,31 @@ async def test_neither_another_body_nor_a_replay_gets_the_answer_of_the_name(rig
     await until(lambda: len(raw.replies) == 4 and unsettled(rig) == 0)
     assert raw.began == ["a 1"] * 4
     assert (service.settlement.counts.joined, service.settlement.counts.repeated) == (0, 0)
+
+
+async def test_a_requester_that_came_back_elsewhere_is_not_gone(rig: Rig, raw: Raw) -> None:
+    await raw.channel.declare([Queue("quaybridge.reply.other")])
+    service = await rig.serve(raw.bridge(4))
+    headers = {CANCEL_ON_DISCONNECT: True}
+    await raw.send("a", seconds=0.5, reply_to="quaybridge.reply.other", headers=headers)
+    await until(lambda: raw.began)
+    await raw.send("a", seconds=0.5, headers=headers)
+    await until(lambda: service.settlement.counts.joined == 1)
+    assert list(service.watched()) == [REPLIES]
+    service.requester_gone("quaybridge.reply.other")
+    await until(lambda: raw.replies and unsettled(rig) == 0)
+    assert raw.results() == {"a": "a"}
+
+
+async def test_what_was_answered_before_it_was_cancelled_is_told_that_answer_again(rig: Rig, raw: Raw) -> None:
+    service = await rig.serve(raw.bridge())
+    await raw.send("a")
+    await until(lambda: raw.replies and unsettled(rig) == 0)
+    service.cancel("a")
+    await raw.send("a")
+    await until(lambda: len(raw.replies) == 2 and unsettled(rig) == 0)
+    assert [reply.properties.type for reply in raw.replies] == ["result", "result"]
+    assert raw.began == ["a 1"]
 
 
 async def test_a_failure_is_no_answer_to_keep(rig: Rig, raw: Raw) -> None:
