@@ -27,6 +27,9 @@ lint: .venv/.ready ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+bench: .venv/.bench ## measure speed against other systems, on RabbitMQ; options: make bench ARGS="--only a,b --rounds 3 --quick"
+	@.venv/bin/python -m benchmarks $(ARGS)
+
 RABBITMQ_IMAGE ?= rabbitmq:4-management
 
 rabbitmq: ## get a RabbitMQ to test with, after asking: the image where Docker works, else the distribution's package
@@ -70,4 +73,10 @@ clean: ## remove .venv, caches and build products
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
-.PHONY: help demo test test-fast soak chaos lint rabbitmq clean
+# The systems that are compared with: only here, and for nothing else.
+.venv/.bench: .venv/.ready
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+
+.PHONY: help demo test test-fast soak chaos lint bench rabbitmq clean

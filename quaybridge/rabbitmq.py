@@ -81,6 +81,11 @@ class RabbitMQ(ABC):
         """Its URL with that vhost."""
         return f"amqp://{USER}:{self.password}@{self.host}:{self.port}/{quote(vhost, safe='')}"
 
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """The process that all of its processes descend from, where they can be seen from here."""
+
     @abstractmethod
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl with `arguments`; its output. Raises RabbitMQError if it fails."""
@@ -166,6 +171,17 @@ class ContainerRabbitMQ(RabbitMQ):
     def __repr__(self) -> str:
         return f"<ContainerRabbitMQ {self.image} port {self.port}>"
 
+    @property
+    def pid(self) -> int:
+        return int(self._attributes()["State"]["Pid"])
+
+    @property
+    def inner_url(self) -> str:
+        """Its URL on Docker's own network: without Docker's port forwarding, which is a process that copies bytes."""
+        networks = self._attributes()["NetworkSettings"]["Networks"].values()
+        address = next(network["IPAddress"] for network in networks)
+        return f"amqp://{USER}:{self.password}@{address}:{_AMQP_PORT}/"
+
     def control(self, *arguments: str) -> str:
         status, output = self._container.exec(["rabbitmqctl", "--quiet", *arguments])
         text: str = output.decode(errors="replace")
@@ -224,6 +240,11 @@ class ContainerRabbitMQ(RabbitMQ):
         if self._has_management:
             self.management_port = int(self._container.get_exposed_port(_MANAGEMENT_PORT))
 
+    def _attributes(self) -> Any:
+        container = self._container.get_wrapped_container()
+        container.reload()
+        return container.attrs
+
     def _problem(self) -> str | None:
         container = self._container.get_wrapped_container()
         container.reload()
@@ -247,6 +268,11 @@ class PrivateRabbitMQ(RabbitMQ):
 
     def __repr__(self) -> str:
         return f"<PrivateRabbitMQ {self._node} port {self.port}>"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def control(self, *arguments: str) -> str:
         done = subprocess.run(

@@ -109,7 +109,7 @@ class Subject(asyncio.SubprocessProtocol):
                 stdin=theirs,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=bridge_environment(os.environ, environment, 0) | {TOKEN: subject.token},
+                env=bridge_environment(os.environ, environment, 0, subject.token) | {TOKEN: subject.token},
                 start_new_session=True,
             )
         except BaseException:
