@@ -28,7 +28,7 @@ from broker.link import Link
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of, reply_address
 from worker_node.core.answered import Answered
-from worker_node.core.fate import Fault, RetryPolicy
+from worker_node.core.fate import Fault
 from worker_node.core.lookahead import Lookahead
 from worker_node.core.pool import (
     Action,
@@ -36,17 +36,16 @@ from worker_node.core.pool import (
     End,
     Phase,
     Pool,
-    PoolLimits,
     Reason,
     Send,
     Start,
     Step,
     Stop,
     Ticket,
-    Wear,
 )
 from worker_node.core.skew import Skew
 from worker_node.core.tombstones import Tombstones
+from worker_node.core.verdict import TOLD_BY_THE_BRIDGE, application_error, fault_for
 from worker_node.environment import bridge_environment
 from worker_node.frame_log import FrameLog
 from worker_node.launch import Launcher
@@ -54,6 +53,7 @@ from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.process_status import resident
 from worker_node.reaper import Reaper
+from worker_node.rules import pool_limits, retry_policy
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.stderr import printable
@@ -131,12 +131,12 @@ class Dispatcher:
         self._spawn = spawn
         self._out_of_memory = out_of_memory
         self._frames = self._frame_log()
-        self.pool: Pool[Work] = Pool(_pool_limits(settings), jitter)
+        self.pool: Pool[Work] = Pool(pool_limits(settings), jitter)
         self.settlement = Settlement(
             link,
             node=node,
             service=settings.name,
-            policy=_retry_policy(settings),
+            policy=retry_policy(settings),
             publish_timeout=publish_timeout,
             stall_timeout=stall_timeout,
             wall=wall,
@@ -178,7 +178,7 @@ class Dispatcher:
     def reload(self, settings: ServiceSettings) -> None:
         """Replace every bridge by one with these settings, one after the other; no request fails for it."""
         self.settings = settings
-        self.settlement.policy = _retry_policy(settings)
+        self.settlement.policy = retry_policy(settings)
         self.tombstones.most = settings.tombstones
         self._bound_answered()
         self._oversize_told = False
@@ -186,7 +186,7 @@ class Dispatcher:
             self._frames.close()
         self._frames = self._frame_log()
         self._watch_memory()
-        self._perform(self.pool.restart(_pool_limits(settings), self._loop.time()))
+        self._perform(self.pool.restart(pool_limits(settings), self._loop.time()))
 
     def drain(self) -> None:
         """Take no more requests; finish those that run, hand back those that wait."""
@@ -400,7 +400,7 @@ class Dispatcher:
             if work.identity is not None:
                 self.answered.keep(work.identity, work.delivery.body, payload, now)
         else:
-            self.settlement.fail(self._case(work, slot), _application_error(message), payload)
+            self.settlement.fail(self._case(work, slot), application_error(message), payload)
 
     def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
         if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
@@ -698,30 +698,11 @@ class Dispatcher:
             details["timeout"] = reason.value
         if isinstance(said, messages.Failure) and said.info is not None and said.info.traceback:
             details["traceback"] = said.info.traceback  # where it was when it was cancelled
-        fault = Fault(code=_CODES[reason], message=self._message(reason, ran=bridge is not None), details=details)
-        if trouble is not None and reason in _TOLD_BY_THE_BRIDGE:
+        if trouble is not None and reason in TOLD_BY_THE_BRIDGE:
             fault = trouble
+        else:
+            fault = fault_for(reason, self.pool.limits, ran=bridge is not None, details=details)
         self.settlement.fail(self._case(work, None if bridge is None else bridge.slot), fault)
-
-    def _message(self, reason: Reason, *, ran: bool) -> str:
-        match reason:
-            case Reason.RUN_TIMEOUT:
-                return f"no reply within the run timeout of {self.settings.run_timeout:g} s"
-            case Reason.DEADLINE if ran:
-                return "the deadline passed while it ran; it was stopped"
-            case Reason.DEADLINE:
-                return "the deadline passed before it could start; it was not run"
-            case Reason.CANCELLED if ran:
-                return "it was cancelled while it ran, and stopped"
-            case Reason.CANCELLED:
-                return "it was cancelled before it ran"
-            case Reason.NEIGHBOUR:
-                return "its bridge was stopped because of another request on it"
-            case Reason.MEMORY_HARD:
-                most = self.settings.recycle.memory_hard or 0
-                return f"its bridge was killed: it used more memory than recycle.memory_hard allows, {most:,} bytes"
-            case _:
-                return f"its bridge is gone: {reason}"
 
     def _case(self, work: Work, slot: int | None) -> Case:
         return Case(
@@ -743,46 +724,6 @@ class Dispatcher:
         bridge_logger.info("%s[%d] %s: %s", self.name, bridge.seat, ids, line)
 
 
-def _pool_limits(settings: ServiceSettings) -> PoolLimits:
-    recycle = settings.recycle
-    eager = settings.start == "eager"
-    return PoolLimits(
-        least=settings.bridges.least,
-        most=settings.bridges.most,
-        eager=eager,
-        start_timeout=settings.start_timeout,
-        run_timeout=settings.run_timeout,
-        cancel_timeout=settings.stop_timeout,
-        stop_timeout=settings.stop_timeout,
-        restart_delay=settings.restart_delay,
-        max_restart_delay=settings.max_restart_delay,
-        grow_after=settings.grow_after,
-        shrink_after=settings.shrink_after if settings.bridges.most > settings.bridges.least else math.inf,
-        spare=settings.spare,
-        # A lazy pool starts a bridge when work waits for it, and at no other time.
-        prewarm=settings.prewarm and eager,
-        wear=Wear(
-            requests=recycle.requests or math.inf,
-            age=recycle.age or math.inf,
-            idle=recycle.idle or math.inf,
-            memory=recycle.memory or math.inf,
-            memory_hard=recycle.memory_hard or math.inf,
-            jitter=recycle.jitter,
-        ),
-        breaker_failures=settings.breaker.failures,
-        breaker_window=settings.breaker.window,
-    )
-
-
-def _retry_policy(settings: ServiceSettings) -> RetryPolicy:
-    return RetryPolicy(
-        max_attempts=settings.retry.max_attempts,
-        first_delay=settings.retry.first_delays,
-        factor=settings.retry.factor,
-        max_delay=settings.retry.max_delay,
-    )
-
-
 _REPLACED_FOR = {
     Reason.RECYCLED: "it asked for it",
     Reason.REQUESTS: "it served as many requests as it may",
@@ -792,23 +733,6 @@ _REPLACED_FOR = {
     Reason.REPLACED: "by one with new settings",
     Reason.SURPLUS: "by none, for fewer are needed",
 }
-
-_CODES = {
-    Reason.CRASHED: Code.BRIDGE_CRASHED,
-    Reason.NEIGHBOUR: Code.BRIDGE_CRASHED,
-    Reason.MEMORY_HARD: Code.BRIDGE_CRASHED,
-    Reason.VIOLATION: Code.PROTOCOL_VIOLATION,
-    Reason.RUN_TIMEOUT: Code.BRIDGE_TIMEOUT,
-    Reason.WRITE_TIMEOUT: Code.BRIDGE_TIMEOUT,
-    Reason.FRAME_TIMEOUT: Code.BRIDGE_TIMEOUT,
-    Reason.DEADLINE: Code.DEADLINE_EXCEEDED,
-    Reason.CANCELLED: Code.CANCELLED,
-    Reason.START_FAILED: Code.BRIDGE_UNAVAILABLE,
-    Reason.START_TIMEOUT: Code.BRIDGE_UNAVAILABLE,
-}
-
-# What is known of the bridge says more than the reason.
-_TOLD_BY_THE_BRIDGE = frozenset({Reason.CRASHED, Reason.VIOLATION, Reason.WRITE_TIMEOUT, Reason.FRAME_TIMEOUT})
 
 
 def _megabytes(size: int) -> str:
@@ -824,15 +748,3 @@ def _watched_address(work: Work) -> str | None:
     """Where its requester is, if it shall end with them: where they asked last, who may have had to ask again."""
     properties = (work.joined[-1] if work.joined else work.delivery).properties
     return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None
-
-
-def _application_error(failure: messages.Failure) -> Fault:
-    info = failure.info or messages.ErrorInfo()
-    said = {name: text for name, text in (("type", info.type), ("traceback", info.traceback)) if text}
-    return Fault(
-        code=Code.APPLICATION_ERROR,
-        message=failure.error,
-        details={**said, **info.details},
-        retryable=info.retryable,
-        retry_after=info.retry_after,
-    )
