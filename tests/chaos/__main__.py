@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from chaos.cluster import Cluster
-from chaos.plan import CALM, DIRECT, GLIMPSE, LONG, LONG_DIRECT, SHORT
+from chaos.plan import CALM, DIRECT, DURABLE, GLIMPSE, LONG, LONG_DIRECT, LONG_DURABLE, SHORT
 from chaos.report import as_json, as_table, problems
 from chaos.run import run
 from quaybridge.rabbitmq import DEFAULT_IMAGE, RabbitMQError, docker_available
@@ -30,7 +30,9 @@ PLANS = {
     "calm": CALM,
     "glimpse": GLIMPSE,
     "direct": DIRECT,
+    "durable": DURABLE,
     "long-direct": LONG_DIRECT,
+    "long-durable": LONG_DURABLE,
 }
 
 

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
+
+
+class Calls(Enum):
+    """How the replies of calls come."""
+
+    DIRECT = "direct"  # at most once: a call may end in an unknown outcome
+    DURABLE = "durable"  # by a durable queue, and published again until they are answered: all are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,7 +18,7 @@ class Plan:
     """Times in seconds. `requests` in `seconds` is the rate of the load, which goes on while there are faults to come.
 
     `work`: the shortest and longest run of a request. `mixed`: whether some refuse, hurry or poison.
-    `direct`: replies come by direct reply-to, at most once, and a call may end in an unknown outcome.
+    `calls`: made through an AsyncProducer; else a requester that trusts in nothing but the broker has the books.
     """
 
     requests: int
@@ -24,7 +32,7 @@ class Plan:
     work: tuple[float, float] = (0.01, 0.02)
     in_flight: int = 100
     mixed: bool = True
-    direct: bool = False
+    calls: Calls | None = None
 
     def planned(self) -> dict[str, int]:
         """The faults, by their names in a report."""
@@ -44,5 +52,7 @@ LONG = Plan(requests=100_000, node_kills=300, bridge_kills=300, broker_kills=30,
 CALM = Plan(requests=10_000, work=(0.0, 0.0), in_flight=300, mixed=False)
 # Enough to see that another version does the same; of long runs, so that the few kills hit something.
 GLIMPSE = Plan(requests=700, node_kills=4, bridge_kills=4, broker_kills=1, closes=1, seconds=7, work=(0.04, 0.06))
-DIRECT = replace(GLIMPSE, direct=True, mixed=False)
-LONG_DIRECT = replace(LONG, direct=True, mixed=False)
+DIRECT = replace(GLIMPSE, calls=Calls.DIRECT, mixed=False)
+DURABLE = replace(GLIMPSE, calls=Calls.DURABLE, mixed=False)
+LONG_DIRECT = replace(LONG, calls=Calls.DIRECT, mixed=False)
+LONG_DURABLE = replace(LONG, calls=Calls.DURABLE, mixed=False)

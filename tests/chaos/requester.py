@@ -27,6 +27,7 @@ from broker.contract import Broker, BrokerError, Channel, Consumer, Delivery, Me
 from broker.failpoints import FailingBroker
 from broker.link import Link
 from chaos.ledger import RESULT, Ledger, digest, line
+from chaos.plan import Calls
 from chaos.workload import SERVICE, Asked, made
 from producer.async_producer import AsyncProducer
 from quaybridge.failpoints import armed_failpoints
@@ -45,13 +46,12 @@ class Requester:
 
     def __init__(self, broker: Broker, name: str, note: Note) -> None:
         self.queue = REPLY_PREFIX + name
-        self.losses = 0  # connections lost
         self.republished = 0
         self.last_reply = 0.0  # on the monotonic clock
         self.last_by_node: dict[str, float] = {}
         self.failures: list[CodedError | BrokerError] = []  # how publishes ended that were not confirmed
         self._note = note
-        self._link = Link(broker, name, set_up=self._set_up, on_lost=self._on_lost)
+        self._link = Link(broker, name, set_up=self._set_up)
 
     async def start(self) -> None:
         """Connect, and take the replies that are there."""
@@ -94,9 +94,6 @@ class Requester:
     def _on_cancelled(self, consumer: Consumer) -> None:
         self._link.rebuild(f"the broker ended the subscription to {consumer.queue}")
 
-    def _on_lost(self, reason: str) -> None:
-        self.losses += 1
-
     def _on_reply(self, delivery: Delivery) -> None:
         properties = delivery.properties
         said = decode_message(delivery.body)
@@ -117,19 +114,25 @@ class Requester:
         delivery.ack()
 
 
-class DirectRequester:
-    """Calls, whose replies come by direct reply-to: at most once, so that a call may end in an unknown outcome."""
+class Caller:
+    """Calls through an AsyncProducer. `calls` says how replies come."""
 
-    queue = None
-
-    def __init__(self, broker: Broker, name: str, note: Note) -> None:
-        self.losses = 0  # calls whose outcome is unknown: of the connections nothing is told here
-        self.republished = 0
+    def __init__(self, broker: Broker, name: str, note: Note, *, calls: Calls) -> None:
+        durable = calls is Calls.DURABLE
+        self.queue = REPLY_PREFIX + name if durable else None
         self.last_reply = 0.0
         self.last_by_node: dict[str, float] = {}
         self.failures: list[CodedError | BrokerError] = []
         self._note = note
-        self._producer = AsyncProducer(broker, name=name, connect_timeout=CONNECT_TIMEOUT)
+        self._idempotent = durable
+        self._producer = AsyncProducer(
+            broker, name=name, connect_timeout=CONNECT_TIMEOUT, reply_queue=name if durable else None
+        )
+
+    @property
+    def republished(self) -> int:
+        """How often something was published again."""
+        return self._producer.republished
 
     async def start(self) -> None:
         """Connect."""
@@ -144,9 +147,10 @@ class DirectRequester:
         while True:
             self._note("attempted", asked.message_id, asked.kind, asked.expected)
             try:
-                reply = await self._producer.call(SERVICE, asked.command, asked.args, timeout=CALL_TIMEOUT)
+                reply = await self._producer.call(
+                    SERVICE, asked.command, asked.args, timeout=CALL_TIMEOUT, idempotent=self._idempotent
+                )
             except OutcomeUnknown as error:
-                self.losses += 1
                 self.failures.append(error)
                 self._note("unconfirmed", asked.message_id)
                 return

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from chaos.cluster import Cluster
-from chaos.plan import CALM, DIRECT, GLIMPSE, LONG, LONG_DIRECT, SHORT, Plan
+from chaos.plan import CALM, DIRECT, GLIMPSE, LONG, LONG_DIRECT, LONG_DURABLE, SHORT, Plan
 from chaos.report import as_table, problems
 from chaos.run import Report, run
 from container import needs_container
@@ -57,6 +57,12 @@ async def test_direct_replies_are_right_or_said_to_be_unknown(cluster: Cluster, 
     report = await passed(LONG_DIRECT if SOAK else DIRECT, cluster, tmp_path)
     assert report.confirmed + report.unknown == report.requests
     assert report.unknown
+
+
+@pytest.mark.skipif(not SOAK, reason="a long form: make soak runs it")
+async def test_calls_with_durable_replies_are_all_answered(cluster: Cluster, tmp_path: Path) -> None:
+    report = await passed(LONG_DURABLE, cluster, tmp_path)
+    assert (report.confirmed, report.unknown) == (report.requests, 0)
 
 
 @pytest.mark.parametrize("image", OTHERS, ids=lambda image: image.rpartition(":")[2])
