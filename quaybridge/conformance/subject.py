@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
 import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -39,12 +38,13 @@ from bridge_protocol.messages import (
 )
 from quaybridge.conformance.report import Unmet
 from quaybridge.exit_status import printable
-from worker_node.environment import bridge_environment
+from worker_node.core.noise import guess
+from worker_node.environment import RUN, bridge_environment
+from worker_node.run_id import own_run_id
 
 QUOTE_SECONDS = 0.2  # after bytes that are no frame: read on for so long, and quote so much
-QUOTE_BYTES = 200
+QUOTE_BYTES = 64
 LAST_WORDS = 2048  # bytes of stderr that are kept
-TOKEN = "QUAYBRIDGE_CONFORMANCE"  # noqa: S105 (a variable: what has it in its environment descends from the bridge)
 
 MOMENT = "2024-05-01T12:00:00.000Z"  # the timestamp of every request: nothing depends on it
 
@@ -90,7 +90,7 @@ class Subject(asyncio.SubprocessProtocol):
         self._ids = count(1000)  # small ones: that large ones work is a check of its own
         self._answered: set[int] = set()
         self._goodbye: int | None = None  # the id of a shutdown
-        self.token = secrets.token_hex(16)
+        self.run = f"{own_run_id()}/0"  # what descends from it has this in its environment
         loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[None] = loop.create_future()
         self._told: asyncio.Future[None] = loop.create_future()  # it ended, and all it said was read
@@ -109,7 +109,7 @@ class Subject(asyncio.SubprocessProtocol):
                 stdin=theirs,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env=bridge_environment(os.environ, environment, 0, subject.token) | {TOKEN: subject.token},
+                env=bridge_environment(os.environ, environment, 0, subject.run),
                 start_new_session=True,
             )
         except BaseException:
@@ -364,7 +364,9 @@ class Subject(asyncio.SubprocessProtocol):
 
     def _tell_noise(self) -> None:
         if self.noise is None and self._broken is not None:
-            self.noise = f"{self._broken.kind}: {self._broken.detail}; stdout said {escape(self._quote, QUOTE_BYTES)}"
+            cause = guess(self._quote)
+            said = f"stdout said {escape(self._quote, QUOTE_BYTES)}"
+            self.noise = f"{self._broken.detail}; {said}" + (f", which {cause}" if cause else "")
             self._fail(_noisy())
 
     def _tell_closed(self) -> None:
@@ -399,10 +401,10 @@ class Subject(asyncio.SubprocessProtocol):
 
 def descendants(subjects: Iterable[Subject]) -> Iterator[psutil.Process]:
     """The processes that descend from these and live, in whatever session or group they are now."""
-    tokens = {subject.token for subject in subjects}
+    runs = {subject.run for subject in subjects}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(TOKEN) in tokens:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(RUN) in runs:
                 yield process
 
 
