@@ -52,3 +52,11 @@ def test_the_documented_defaults_are_the_defaults() -> None:
                 assert value is (said == "true"), key
             case _:
                 assert value == (said.strip('`"') if isinstance(value, str) else float(said)), key
+
+
+def test_the_tests_that_prove_the_guarantees_exist() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`", (root / "docs" / "guarantees.md").read_text())
+    assert len(named) > 30
+    for file, test in named:
+        assert re.search(rf"^(async )?def {test}\(", (root / file).read_text(), re.MULTILINE), f"{file}::{test}"
