@@ -227,9 +227,10 @@ class Node:
         for dispatcher in self.services:
             dispatcher.abort()
         await self._wait(lambda: all(d.pool.empty for d in self.services))
+        closing = [self._requesters.close(), self._consuming.close(), self._publishing.close()]
         if self._reaper is not None:
-            await self._reaper.stop()
-        await asyncio.gather(self._requesters.close(), self._consuming.close(), self._publishing.close())
+            closing.append(self._reaper.stop())
+        await asyncio.gather(*closing)
         for dispatcher, intake in self._services:
             await intake.settled()
             dispatcher.close()
