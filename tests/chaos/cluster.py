@@ -50,6 +50,12 @@ class Member(RabbitMQ):
     def __repr__(self) -> str:
         return f"<Member {self.name} {self._image} port {self.port}>"
 
+    @property
+    def pid(self) -> int:
+        """See RabbitMQ."""
+        self._container.reload()
+        return int(self._container.attrs["State"]["Pid"])
+
     def control(self, *arguments: str) -> str:
         """Run rabbitmqctl in it."""
         return self.run("rabbitmqctl", "--quiet", *arguments)
