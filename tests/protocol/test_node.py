@@ -151,6 +151,7 @@ async def test_ten_megabytes_go_both_ways_through_all_of_it(rig: Rig) -> None:
 
 async def test_requests_are_spread_over_the_bridges(rig: Rig) -> None:
     service = await rig.serve(echo(), bridges=3)
+    await until(lambda: service.pool.ready == 3)
     handles = [await rig.producer.submit("work", "sleep", {"seconds": 0.5}) for _ in range(3)]
     await until(lambda: states(service) == ["busy"] * 3)
     assert [(await handle).result for handle in handles] == [0.5] * 3
