@@ -44,9 +44,11 @@ bridge = Bridge()
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @bridge.command
-def note(number: int, seconds: float = 0.0) -> int:
+def note(number: int, seconds: float = 0.0, gate: str = "") -> int:
     os.write(log, f"{number}\\n".encode())
     time.sleep(seconds)
+    while gate and not os.path.exists(gate):
+        time.sleep(0.05)
     return number
 
 bridge.serve()
@@ -219,9 +221,11 @@ async def test_while_an_alarm_blocks_its_replies(stage: Stage, alarm: Callable[[
     async with AsyncProducer(stage.vhost.url) as producer:
         async with running(*stage.worker(), environ=ENVIRON) as worker:
             await worker.said("serving")
-            handle = await producer.submit(SERVICE, "note", {"number": 1, "seconds": 1.5}, timeout=PATIENCE)
+            gate = stage.log.with_name("gate")
+            handle = await producer.submit(SERVICE, "note", {"number": 1, "gate": str(gate)}, timeout=PATIENCE)
             await stage.has_run(1)
             await asyncio.to_thread(alarm, True)
+            gate.touch()
             await worker.said("takes no messages for now: low on disk")
             await stopped(worker, within=GRACE + MORE)
         async with running(*stage.worker(), environ=ENVIRON) as successor:

@@ -52,6 +52,7 @@ from broker.contract import Broker, Channel, ChannelClosed, Message
 from broker.link import Link
 from producer.async_producer import AsyncProducer
 from quaybridge.rabbitmq import ContainerRabbitMQ, PrivateRabbitMQ, RabbitMQ, RabbitMQError
+from worker_node.core.lookahead import Lookahead
 from worker_node.node import Node
 from worker_node.settings import NodeSettings
 
@@ -71,9 +72,11 @@ bridge = Bridge()
 log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 @bridge.command
-def note(number: int, seconds: float = 0.0, text: str = "") -> list:
+def note(number: int, seconds: float = 0.0, text: str = "", gate: str = "") -> list:
     os.write(log, f"{number}\\n".encode())
     time.sleep(seconds)
+    while gate and not os.path.exists(gate):
+        time.sleep(0.05)
     return [number, text]
 
 @bridge.command
@@ -113,7 +116,7 @@ class Load:
         self.producer = producer
         self.confirmed: set[int] = set()  # and so never to be lost
         self.troubles: Counter[str] = Counter()
-        self._log = log
+        self.log = log  # of what was carried out
         self._numbers = iter(range(1, 10**9))
 
     def number(self) -> int:
@@ -122,7 +125,7 @@ class Load:
 
     def lost(self) -> set[int]:
         """What was confirmed and not carried out, yet."""
-        return self.confirmed - set(map(int, self._log.read_text().split()))
+        return self.confirmed - set(map(int, self.log.read_text().split()))
 
     async def call(self, *, timeout: float = 20.0, **args: Any) -> None:
         """One request and its reply. Raises what the producer does."""
@@ -180,7 +183,10 @@ class Scene:
                 await asyncio.sleep(0.01)
 
     async def until_said(self, pattern: str) -> None:
-        await self.until(lambda: any(re.search(pattern, line) for line in self.said))
+        try:
+            await self.until(lambda: any(re.search(pattern, line) for line in self.said))
+        except TimeoutError:
+            raise AssertionError(f"the log never said {pattern!r}, but {self.said[-20:]}") from None
 
     async def permit(self, write: str) -> None:
         """Let the user of this scene do all but write, and that where the name matches."""
@@ -308,9 +314,11 @@ async def memory_alarm(here: Scene) -> AsyncIterator[None]:
 async def disk_alarm(here: Scene) -> AsyncIterator[None]:
     """While both have something to say, so that the node notices, and takes no more until it is over."""
     before = (await here.control("eval", "rabbit_disk_monitor:get_disk_free_limit().")).strip()
-    running = [asyncio.create_task(here.load.call(seconds=2.5)) for _ in range(2)]
+    gate = here.load.log.with_name(secrets.token_hex(4))
+    running = [asyncio.create_task(here.load.call(gate=str(gate), timeout=PATIENCE)) for _ in range(2)]
     await here.until(lambda: len(here.held()) >= 2)
     await here.control("set_disk_free_limit", f"{10**15}")
+    gate.touch()
     await here.until_said("^node replies: .* takes no messages for now: low on disk")
     await here.until_said("^note: no more requests are taken")
     assert not here.node.serving
@@ -763,5 +771,7 @@ async def test_14_a_consumer_that_was_cancelled_and_not_made_anew_is_found_by_th
     if "4.0" in (await asyncio.to_thread(impatient.rabbitmq.control, "version")):
         return  # it closes the channel
     monkeypatch.setattr(Node, "_on_cancelled", lambda self, consumer: None)
+    # A lookahead that changes makes a new consumer too, and would be in time now and then.
+    monkeypatch.setattr(Lookahead, "wanted", lambda self, capacity: 0)
     async with scene(impatient, tmp_path) as here, listening(here, caplog):
         await time_out(here, f"[0-9]+ requests? waits? in {QUEUE}, where this consumer is given none")
