@@ -35,6 +35,7 @@ from quaybridge.rabbitmq import RabbitMQError
 
 RECOVERY_LIMIT = 30.0  # seconds from the return of what was away to the first work done
 STALL = 60.0  # seconds without any progress after which a run counts as wedged
+MOST_TIMES = 4  # what is planned, of a fault that meets no request
 BETWEEN_BROKER_KILLS = 10.0  # seconds: it has to come back, and do some work
 
 
@@ -210,9 +211,10 @@ class Chaos:
 
     async def run(self) -> None:
         """Inject them all; returns when each has been recovered from."""
+        ledger = self._rig.ledger
         async with self._group as group:
-            group.create_task(self._each(NODE_KILLS, self._kill_node))
-            group.create_task(self._each(BRIDGE_KILLS, self._kill_bridge))
+            group.create_task(self._each(NODE_KILLS, self._kill_node, bit=lambda: ledger.redelivered > 0))
+            group.create_task(self._each(BRIDGE_KILLS, self._kill_bridge, bit=lambda: ledger.retried > 0))
             group.create_task(self._each(BROKER_KILLS, self._kill_broker, least=BETWEEN_BROKER_KILLS))
             group.create_task(self._each(CLOSES, self._close_connection))
         self.over = True
@@ -228,11 +230,19 @@ class Chaos:
                 await asyncio.sleep(0.005)
             yield asked
 
-    async def _each(self, name: str, fault: Callable[[random.Random], Awaitable[bool]], *, least: float = 0.0) -> None:
+    async def _each(
+        self,
+        name: str,
+        fault: Callable[[random.Random], Awaitable[bool]],
+        *,
+        least: float = 0.0,
+        bit: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """As many as are planned; more, if none of them is seen to have met a request (`bit`)."""
         count = self._plan.planned()[name]
         source = random.Random(f"{name} {self._seed}")
         usual = self._plan.seconds / (count + 1)
-        while self.done.get(name, 0) < count:
+        while self.done.get(name, 0) < count or (count and not bit() and self.done[name] < MOST_TIMES * count):
             await asyncio.sleep(usual * source.uniform(0.1, 1.3))
             if await fault(source):
                 self.done[name] += 1
