@@ -18,12 +18,12 @@ MAX_REMEMBERED = 1024
 class Inbox:
     """Requests that wait, errors found between them, and cancels that came before their request.
 
-    `broken` is set once the bytes stop being frames: nothing after that is read.
+    `broken` is set once the bytes stop being frames: nothing after that is read. `limit` (bytes of a payload) is any
+    there can be: the node keeps its own, and what it sends is not refused here.
     """
 
-    def __init__(self) -> None:
-        # The node keeps its own limit; a frame it sends is not refused here.
-        self._decoder = FrameDecoder(LIMIT_CEILING)
+    def __init__(self, limit: int = LIMIT_CEILING) -> None:
+        self._decoder = FrameDecoder(limit)
         self._waiting: deque[Request | FrameError] = deque()
         self._remembered: dict[int, None] = {}
         self.broken: FrameError | None = None

@@ -1,4 +1,4 @@
-"""Gives back what it is given; sleeps, fails and tells its process id when asked to."""
+"""Gives back what it is given; sleeps, fails, logs and tells its process id when asked to."""
 
 import os
 import sys
@@ -24,6 +24,12 @@ def sleep(seconds: float) -> float:
 @bridge.command
 def fail(message: str = "as asked", retryable: bool = False) -> None:
     raise ApplicationError(message, retryable=retryable)
+
+
+@bridge.command
+def log(bytes: int) -> int:
+    sys.stderr.write("x" * (bytes - 1) + "\n")
+    return bytes
 
 
 @bridge.command

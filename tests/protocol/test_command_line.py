@@ -41,9 +41,9 @@ def url(server: socket.socket) -> str:
 async def test_help_lists_the_commands_and_what_the_exit_statuses_mean() -> None:
     ended = await run("--help")
     assert ended.status == 0
-    for word in ("worker", "call", "publish", "dead", "demo", "Exit status: 0 done", "130 interrupted"):
+    for word in ("worker", "call", "publish", "dead", "conformance", "demo", "Exit status: 0 done", "130 interrupted"):
         assert word in ended.out
-    for command in ("worker", "call", "publish", "demo"):
+    for command in ("worker", "call", "publish", "conformance", "demo"):
         ended = await run(command, "--help")
         assert ended.status == 0
         assert "Exit status: 0 done" in ended.out

@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import run
+from documents import block
 from rig import BRIDGES, PYTHON, echo, foreign, misbehave, until
 
 from quaybridge.conformance.checklist import CONVERSATION, SUMMARY, check_bridge
@@ -269,3 +270,13 @@ async def test_variables_are_given_to_the_bridge_and_ours_are_not(tmp_path: Path
     assert ended.status == 0, ended.out + ended.err
     ended = await run("conformance", "--env", "MODEL", "--", "true")
     assert (ended.status, "write NAME=VALUE" in " ".join(ended.err.split())) == (2, True)
+
+
+async def test_the_bridge_in_thirty_lines_conforms(tmp_path: Path) -> None:
+    """As it stands in docs/bridges.md."""
+    source = block("bridges.md", "python")
+    assert len([line for line in source.splitlines() if line.strip()]) <= 30
+    bridge = tmp_path / "bridge.py"
+    bridge.write_text(source)
+    report = await conforming(*PYTHON, str(bridge))
+    assert rows(report, Status.PASSED).keys() >= {"values", "unicode", "unknown_command", "any_json", "clean_stdout"}
