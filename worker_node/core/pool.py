@@ -15,19 +15,23 @@ A pool of up to n bridges has n *seats*, and one slot more than that. A slot tha
 is told the seat's number. A bridge that is worn (it served enough, is old, or too large) keeps its seat until a
 new one, in the slot without a seat, is ready to take it over: so capacity does not dip. Only one is replaced at a
 time, so a pool never recycles at once.
+
+A ticket of a session waits in the line of the slot its session is pinned to (see core.sessions), every other ticket in
+one line for all. When both lines wait for one slot they take turns, as `session_share` says.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from itertools import islice
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from worker_node.core.breaker import Breaker
+from worker_node.core.sessions import Ending, Session, Sessions
 
 
 class Phase(StrEnum):
@@ -74,6 +78,8 @@ class Reason(StrEnum):
     MEMORY_HARD = "memory_hard"  # more memory than it may ever have
     DRAINED = "drained"
     CANCELLED = "cancelled"  # nobody wants the request any more
+    SESSION_LOST = "session_lost"  # the ticket's epoch is gone
+    REPEATED = "repeated"  # the ticket's request began in this epoch already, and has ended
     # Replaced without harm, between two requests:
     RECYCLED = "recycled"  # it asked for it
     REQUESTS = "requests"  # it served as many as it may
@@ -118,18 +124,36 @@ _FAULTS: Final = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What a request says of its session. `epoch` None: any will do, and a new one if there is none.
+
+    `lenient`: if its epoch is gone it may run in a new one. `closes`: its end is the end of the session.
+    """
+
+    session: str
+    partition: int
+    message_id: str
+    epoch: str | None = None
+    lenient: bool = False
+    closes: bool = False
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Ticket:
     """A delivery waiting for or holding a slot. `deadline` on the pool's clock, infinite where there is none.
 
-    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). `since`: when it
-    came, set by the pool.
+    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). Set by the pool:
+    `since`, when it came; `session`, the one it belongs to; `fresh`, that this is not the one it asked for.
     """
 
     request_id: int
     deadline: float = math.inf
     alone: bool = False
+    claim: Claim | None = None
     since: float = 0.0
+    session: Session | None = None
+    fresh: bool = False
 
 
 T = TypeVar("T", bound=Ticket)
@@ -158,6 +182,9 @@ class PoolLimits:
     Between `least` and `most` bridges: one more when a ticket has waited for `grow_after`, one fewer when one was
     idle for `shrink_after`; `spare` of them are kept idle as far as `most` allows. `prewarm`: see the module's
     docstring; without it a worn bridge stops first, one at a time.
+
+    Of the turns of a slot that both kinds of ticket wait for, those of sessions get `session_share`. A worn bridge is
+    replaced when its sessions have had no request for `session_quiet`, and after `session_patience` in any case.
     """
 
     least: int
@@ -176,6 +203,9 @@ class PoolLimits:
     wear: Wear = Wear()
     breaker_failures: int = 5
     breaker_window: float = 60.0
+    session_share: float = 0.5
+    session_quiet: float = 10.0
+    session_patience: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +250,15 @@ class End(Generic[T]):
     slot: int | None = None
 
 
-Action = Start | Send[T] | Cancel | Stop | End[T]
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Tell the slot's bridge, which lives on, that a session is over."""
+
+    slot: int
+    session: str
+
+
+Action = Start | Send[T] | Cancel | Stop | End[T] | Forget
 
 
 @dataclass(slots=True)
@@ -251,7 +289,10 @@ class Slot(Generic[T]):
     runs: dict[int, Run[T]] = field(default_factory=dict)
     concurrency: int = 1
     cancels: bool = False
+    pinned: deque[T] = field(default_factory=deque)  # tickets of its sessions that wait
+    turns: float = 0.0  # of its turns, how much of one its sessions are owed
     worn: Reason | None = None  # it is to be replaced, and serves until then
+    worn_since: float = 0.0
     retiring: bool = False  # takes no more: it goes when its last request is done
     doomed: bool = False  # takes no more: it cannot go on, and its end is near
     replaces: Slot[T] | None = None  # whose seat it takes over when it is ready
@@ -293,8 +334,9 @@ class Pool(Generic[T]):
     `jitter` gives numbers in 0 … 1, so that slots that failed together do not come back together.
     """
 
-    def __init__(self, limits: PoolLimits, jitter: Callable[[], float]) -> None:
+    def __init__(self, limits: PoolLimits, jitter: Callable[[], float], sessions: Sessions | None = None) -> None:
         self.limits = limits
+        self.sessions = sessions
         self.slots: list[Slot[T]] = []
         self.waiting: deque[T] = deque()
         self.draining = False
@@ -303,13 +345,15 @@ class Pool(Generic[T]):
         self._breaker = Breaker(failures=limits.breaker_failures, window=limits.breaker_window)
         self._usual_concurrency = 1  # what the latest bridge said
         self._worn = False  # whether some slot may be
+        self._pinned = 0  # how many tickets wait in the lines of slots
         self._set_seats()
 
     def __repr__(self) -> str:
         states = [slot.state for slot in self.slots if slot.seat is not None or slot.phase is not Phase.EMPTY]
         counted = [f"{states.count(state)} {state}" for state in ("starting", "idle", "busy", "stopping", "empty")]
         shown = ", ".join(text for text in counted if not text.startswith("0 "))
-        return f"<Pool {shown}, {len(self.waiting)} waiting>"
+        sessions = f", {len(self.sessions)} sessions" if self.sessions is not None else ""
+        return f"<Pool {shown}, {len(self.waiting) + self._pinned} waiting{sessions}>"
 
     @property
     def capacity(self) -> int:
@@ -356,6 +400,7 @@ class Pool(Generic[T]):
         for slot in self.slots:
             for run in slot.runs.values():
                 yield run.ticket
+            yield from slot.pinned
         yield from self.waiting
 
     # What happened: each method returns what is to be done about it.
@@ -371,9 +416,12 @@ class Pool(Generic[T]):
         if self.draining:
             return [End(ticket, Reason.DRAINED)]
         ticket.since = now
-        self.waiting.append(ticket)
         self._watch(ticket.deadline)
         actions: list[Action[T]] = []
+        if ticket.claim is None:
+            self.waiting.append(ticket)
+        else:
+            self._pin(ticket, ticket.claim, now, actions)
         self._assign(now, actions)
         return actions
 
@@ -406,15 +454,17 @@ class Pool(Generic[T]):
     def finished(self, number: int, request_id: int, now: float, *, recycle: bool = False) -> list[Action[T]]:
         """The bridge gave the final reply to a request that `run` knows. `recycle`: it asks to be replaced."""
         slot = self.slots[number]
-        del slot.runs[request_id]
+        ticket = slot.runs.pop(request_id).ticket
         slot.served += 1
         slot.faults = 0
         actions: list[Action[T]] = []
+        if ticket.session is not None:
+            self._release(ticket, ticket.session, now, actions)
         if recycle:
             slot.retiring = True
-            self._wear_out(slot, Reason.RECYCLED)
+            self._wear_out(slot, Reason.RECYCLED, now)
         elif slot.served >= slot.most_served:
-            self._wear_out(slot, Reason.REQUESTS)
+            self._wear_out(slot, Reason.REQUESTS, now)
         if self._worn:
             self._replace(now, actions)
         if not slot.runs:
@@ -431,7 +481,7 @@ class Pool(Generic[T]):
         if memory > self.limits.wear.memory_hard:
             return self.condemn(number, Reason.MEMORY_HARD, now)
         if memory > slot.most_memory:
-            self._wear_out(slot, Reason.MEMORY)
+            self._wear_out(slot, Reason.MEMORY, now)
             self._replace(now, actions)
             self._assign(now, actions)
         return actions
@@ -450,10 +500,11 @@ class Pool(Generic[T]):
             self._fill(now, actions)
         return actions
 
-    def exited(self, number: int, now: float) -> list[Action[T]]:
+    def exited(self, number: int, now: float, details: Mapping[str, Any] | None = None) -> list[Action[T]]:
         """The slot's process is dead: its tickets end, and its seat is filled again, at once or after a pause.
 
-        A lazy pool starts another only for work, or, if no bridge can be started, to see when that is over.
+        Its sessions are gone; `details`, how the process ended, is kept for whoever asks for them. A lazy pool
+        starts another only for work, or, if no bridge can be started, to see when that is over.
         """
         slot = self.slots[number]
         reason = slot.reason or Reason.CRASHED
@@ -475,6 +526,7 @@ class Pool(Generic[T]):
         for successor in self.slots:
             if successor.replaces is slot:
                 self._hand_over(slot, successor)  # it fills the seat now, and need not wait for anybody
+        self._end_sessions(slot, reason, details or {}, now, actions)
         self._fill(now, actions)
         self._replace(now, actions)
         self._assign(now, actions)
@@ -486,6 +538,7 @@ class Pool(Generic[T]):
         self.wake_at = math.inf
         for slot in self.slots:
             self._due(slot, now, actions)
+        self._sessions_due(now, actions)
         self._shrink(now, actions)
         self._fill(now, actions)
         self._replace(now, actions)
@@ -500,6 +553,19 @@ class Pool(Generic[T]):
     def withdraw(self, gone: Callable[[T], bool]) -> None:
         """Forget the waiting tickets of which `gone` holds: somebody else has them now."""
         self.waiting = deque(ticket for ticket in self.waiting if not gone(ticket))
+        for slot in self.slots:
+            for ticket in [ticket for ticket in slot.pinned if gone(ticket)]:
+                self._unpin(slot, ticket)
+
+    def moved(self, partition: int, now: float) -> list[Action[T]]:
+        """Another node has the queue of that number: its sessions here end, those with a request when that is done."""
+        actions: list[Action[T]] = []
+        for session in [session for session in self.sessions or () if session.partition == partition]:
+            if session.busy:
+                session.moved = True
+            else:
+                self._end_session(session, Ending.MOVED, actions)
+        return actions
 
     def cancel(self, ticket: T, now: float) -> list[Action[T]]:
         """Nobody wants a ticket any more that is in the pool: it ends, at once if it waits.
@@ -514,6 +580,9 @@ class Pool(Generic[T]):
             self._assign(now, actions)  # it may have held up those behind it
             return actions
         for slot in self.slots:
+            if ticket in slot.pinned:
+                self._unpin(slot, ticket)
+                return [End(ticket, Reason.CANCELLED)]
             run = slot.runs.get(ticket.request_id)
             if run is not None and run.ticket is ticket and run.reason is None:
                 run.reason = Reason.CANCELLED
@@ -527,8 +596,7 @@ class Pool(Generic[T]):
         """Hand back what waits, if no bridge can be started. Call it when no more tickets come."""
         actions: list[Action[T]] = []
         if self.unavailable:
-            actions += [End(ticket, Reason.START_FAILED) for ticket in self.waiting]
-            self.waiting.clear()
+            actions += self._let_go(Reason.START_FAILED)
         return actions
 
     def restart(self, limits: PoolLimits, now: float) -> list[Action[T]]:
@@ -546,7 +614,7 @@ class Pool(Generic[T]):
                 slot.replaces = None
                 self._stop(slot, Reason.REPLACED, now, actions)
             elif slot.phase is Phase.READY:
-                self._wear_out(slot, Reason.REPLACED)
+                self._wear_out(slot, Reason.REPLACED, now)
                 if slot.seat is None:
                     self._retire(slot, now, actions)
             elif slot.phase is Phase.EMPTY:
@@ -559,8 +627,7 @@ class Pool(Generic[T]):
     def drain(self, now: float) -> list[Action[T]]:
         """Take no more: hand back what waits, let what runs finish, stop each bridge once it is idle."""
         self.draining = True
-        actions: list[Action[T]] = [End(ticket, Reason.DRAINED) for ticket in self.waiting]
-        self.waiting.clear()
+        actions = self._let_go(Reason.DRAINED)
         for slot in self.slots:
             if slot.phase in (Phase.STARTING, Phase.READY) and not slot.runs:
                 self._stop(slot, Reason.DRAINED, now, actions)
@@ -574,6 +641,16 @@ class Pool(Generic[T]):
                 self._stop(slot, Reason.DRAINED, now, actions)
             if slot.phase is Phase.STOPPING and slot.step is not Step.KILL:
                 self._step(slot, Step.KILL, now, actions)
+        return actions
+
+    def _let_go(self, reason: Reason) -> list[Action[T]]:
+        """Everything that waits leaves the pool."""
+        actions: list[Action[T]] = [End(ticket, reason) for ticket in self.waiting]
+        self.waiting.clear()
+        for slot in self.slots:
+            for ticket in list(slot.pinned):
+                self._unpin(slot, ticket)
+                actions.append(End(ticket, reason))
         return actions
 
     # Starting and stopping.
@@ -680,7 +757,11 @@ class Pool(Generic[T]):
         limits = self.limits
         if limits.shrink_after == math.inf or self.draining:
             return
-        idle = [slot for slot in self.slots if slot.seat is not None and slot.state == "idle" and not slot.retiring]
+        idle = [
+            slot
+            for slot in self.slots
+            if slot.seat is not None and slot.state == "idle" and not slot.retiring and not self._has_sessions(slot)
+        ]
         surplus = min(self._seated(Phase.STARTING, Phase.READY) - limits.least, len(idle) - limits.spare)
         for slot in sorted(idle, key=lambda slot: slot.idle_since)[: max(0, surplus)]:
             if slot.idle_since + limits.shrink_after <= now:
@@ -706,8 +787,10 @@ class Pool(Generic[T]):
             self._watch(slot.idle_since + slot.longest_idle)
         self._watch(slot.idle_since + self.limits.shrink_after)
 
-    def _wear_out(self, slot: Slot[T], reason: Reason) -> None:
-        slot.worn = slot.worn or reason
+    def _wear_out(self, slot: Slot[T], reason: Reason, now: float) -> None:
+        if slot.worn is None:
+            slot.worn = reason
+            slot.worn_since = now
         self._worn = True
 
     def _became_idle(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
@@ -730,6 +813,7 @@ class Pool(Generic[T]):
         """Begin to replace a worn bridge, unless one is being replaced: first those that take no more."""
         worn = [slot for slot in self.slots if slot.worn and slot.phase is Phase.READY and slot.seat is not None]
         self._worn = bool(worn)
+        worn = [slot for slot in worn if slot.retiring or self._may_be_replaced(slot, now)]
         if not worn or self.draining or any(slot.replaces for slot in self.slots):
             return
         slot = max(worn, key=lambda slot: slot.retiring)
@@ -763,6 +847,117 @@ class Pool(Generic[T]):
     def _hand_over(self, old: Slot[T], new: Slot[T]) -> None:
         new.seat, old.seat = old.seat, None
         new.replaces = None
+
+    # Sessions.
+
+    def _pin(self, ticket: T, claim: Claim, now: float, actions: list[Action[T]]) -> None:
+        """Put a ticket into the line of its session's slot; or end it, if there is no such session any more."""
+        sessions = self.sessions
+        assert sessions is not None
+        session = sessions.get(claim.session)
+        if claim.epoch is not None and (session is None or session.epoch != claim.epoch):
+            if not claim.lenient:
+                actions.append(End(ticket, Reason.SESSION_LOST))
+                return
+            ticket.fresh = True
+        if session is None:
+            while (surplus := sessions.surplus()) is not None:
+                self._end_session(surplus, Ending.EVICTED, actions)
+            slot = self._slot_for_session()
+            session = sessions.open(claim.session, partition=claim.partition, slot=slot.number, now=now)
+        elif claim.message_id in session.begun:
+            actions.append(End(ticket, Reason.REPEATED))
+            return
+        ticket.session = session
+        session.busy += 1
+        session.moved = False  # its queue is here
+        sessions.use(session, now)
+        self.slots[session.slot].pinned.append(ticket)
+        self._pinned += 1
+
+    def _slot_for_session(self) -> Slot[T]:
+        """The slot with the fewest sessions, of those that will last; of equals the least busy."""
+        sessions = self.sessions
+        assert sessions is not None
+
+        def rank(slot: Slot[T]) -> tuple[bool, bool, int, int, int]:
+            leaving = slot.retiring or slot.doomed or slot.worn is not None or slot.phase is Phase.STOPPING
+            ready = slot.phase is Phase.READY
+            return leaving, not ready, sessions.count_on(slot.number), len(slot.runs), slot.number
+
+        return min((slot for slot in self.slots if slot.seat is not None), key=rank)
+
+    def _unpin(self, slot: Slot[T], ticket: T) -> None:
+        """Take a ticket out of its line."""
+        slot.pinned.remove(ticket)
+        self._pinned -= 1
+        assert ticket.session is not None
+        ticket.session.busy -= 1
+        ticket.session = None
+
+    def _release(self, ticket: T, session: Session, now: float, actions: list[Action[T]]) -> None:
+        """A request of a session has ended, and the session lives on; or not."""
+        sessions = self.sessions
+        assert sessions is not None
+        session.busy -= 1
+        if sessions.get(session.id) is not session:
+            return
+        sessions.use(session, now)
+        if ticket.claim is not None and ticket.claim.closes:
+            self._end_session(session, Ending.CLOSED, actions)
+        elif session.moved and not session.busy:
+            self._end_session(session, Ending.MOVED, actions)
+        else:
+            self._watch(sessions.next_expiry)
+
+    def _end_session(self, session: Session, ending: Ending, actions: list[Action[T]]) -> None:
+        """It ends though its bridge lives on."""
+        assert self.sessions is not None
+        self.sessions.end(session, ending)
+        if self.slots[session.slot].phase is Phase.READY:
+            actions.append(Forget(session.slot, session.id))
+
+    def _end_sessions(
+        self, slot: Slot[T], reason: Reason, details: Mapping[str, Any], now: float, actions: list[Action[T]]
+    ) -> None:
+        """The slot's bridge is gone, and its sessions with it. What waits for them is pinned anew, or ends."""
+        if self.sessions is None:
+            return
+        ending = _ENDINGS.get(reason, Ending.CRASHED)
+        for session in self.sessions.on_slot(slot.number):
+            self.sessions.end(session, ending, details if ending is Ending.CRASHED else None)
+        for ticket in list(slot.pinned):
+            self._unpin(slot, ticket)
+            assert ticket.claim is not None
+            self._pin(ticket, ticket.claim, now, actions)
+
+    def _sessions_due(self, now: float, actions: list[Action[T]]) -> None:
+        if self.sessions is None:
+            return
+        for slot in self.slots:
+            for ticket in [ticket for ticket in slot.pinned if ticket.deadline <= now]:
+                self._unpin(slot, ticket)
+                actions.append(End(ticket, Reason.DEADLINE))
+            for ticket in slot.pinned:
+                self._watch(ticket.deadline)
+        for session, ending in self.sessions.expired(now):
+            self._end_session(session, ending, actions)
+        self._watch(self.sessions.next_expiry)
+
+    def _has_sessions(self, slot: Slot[T]) -> bool:
+        return self.sessions is not None and bool(self.sessions.count_on(slot.number))
+
+    def _may_be_replaced(self, slot: Slot[T], now: float) -> bool:
+        """Whether a worn bridge's sessions are quiet, or have been waited for long enough."""
+        if self.sessions is None or not self._has_sessions(slot):
+            return True
+        limits = self.limits
+        ripe = min(
+            self.sessions.quiet_since(slot.number) + limits.session_quiet, slot.worn_since + limits.session_patience
+        )
+        if ripe > now:
+            self._watch(ripe)
+        return ripe <= now
 
     # Time.
 
@@ -798,12 +993,12 @@ class Pool(Generic[T]):
         if slot.worn is not None:
             return
         if slot.expires <= now:
-            self._wear_out(slot, Reason.AGE)
+            self._wear_out(slot, Reason.AGE, now)
             return
         self._watch(slot.expires)
         if not slot.runs and slot.served:
             if slot.idle_since + slot.longest_idle <= now:
-                self._wear_out(slot, Reason.IDLE)
+                self._wear_out(slot, Reason.IDLE, now)
             else:
                 self._watch(slot.idle_since + slot.longest_idle)
 
@@ -815,6 +1010,8 @@ class Pool(Generic[T]):
         A ticket that fits nowhere (it must be alone) holds up those behind it, so that it gets its turn.
         """
         waiting = self.waiting
+        if self._pinned:
+            self._assign_pinned(now, actions, contested=bool(waiting))
         while waiting:
             ticket = waiting[0]
             if ticket.deadline <= now:
@@ -823,14 +1020,54 @@ class Pool(Generic[T]):
             slot = self._least_loaded(ticket)
             if slot is None:
                 self._grow(now, actions)
-                return
+                break
             waiting.popleft()
-            run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
-            slot.runs[ticket.request_id] = run
-            self._watch(run.due)
-            actions.append(Send(slot.number, ticket))
-            if self.limits.spare:
-                self._fill(now, actions)
+            self._send(slot, ticket, now, actions)
+        if self._pinned:
+            self._assign_pinned(now, actions, contested=False)
+
+    def _send(self, slot: Slot[T], ticket: T, now: float, actions: list[Action[T]]) -> None:
+        run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
+        slot.runs[ticket.request_id] = run
+        self._watch(run.due)
+        actions.append(Send(slot.number, ticket))
+        if self.limits.spare:
+            self._fill(now, actions)
+
+    def _assign_pinned(self, now: float, actions: list[Action[T]], *, contested: bool) -> None:
+        """Give slots the tickets of their sessions; if others wait as well (`contested`), only in their turn."""
+        for slot in self.slots:
+            while slot.pinned:
+                ticket = slot.pinned[0]
+                if ticket.deadline <= now:
+                    self._unpin(slot, ticket)
+                    actions.append(End(ticket, Reason.DEADLINE))
+                    continue
+                if slot.phase is Phase.EMPTY:
+                    self._start_for_pinned(slot, now, actions)
+                if not slot.accepts(ticket) or (contested and not self._is_sessions_turn(slot)):
+                    break
+                slot.pinned.popleft()
+                self._pinned -= 1
+                assert ticket.session is not None
+                assert ticket.claim is not None
+                ticket.session.begin(ticket.claim.message_id)
+                self._send(slot, ticket, now, actions)
+
+    def _start_for_pinned(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+        if slot.seat is None or self.draining or self.unavailable:
+            return
+        if slot.due <= now:
+            self._start(slot, slot.seat, now, actions)
+        else:
+            self._watch(slot.due)
+
+    def _is_sessions_turn(self, slot: Slot[T]) -> bool:
+        slot.turns += self.limits.session_share
+        if slot.turns < 1.0:
+            return False
+        slot.turns -= 1.0
+        return True
 
     def _least_loaded(self, ticket: T) -> Slot[T] | None:
         best: Slot[T] | None = None
@@ -840,6 +1077,23 @@ class Pool(Generic[T]):
                     return slot
                 best = slot
         return best
+
+
+_ENDINGS: Final = {
+    Reason.DRAINED: Ending.NODE_LEFT,
+    **dict.fromkeys(
+        (
+            Reason.RECYCLED,
+            Reason.REQUESTS,
+            Reason.AGE,
+            Reason.IDLE,
+            Reason.MEMORY,
+            Reason.REPLACED,
+            Reason.SURPLUS,
+        ),
+        Ending.RECYCLED,
+    ),
+}
 
 
 def _lateness(run: Run[T]) -> Reason:
