@@ -1,6 +1,7 @@
 """What is said on the control exchange, beside the requests: to every node at once, and to nobody in particular.
 
-    cancel    a producer no longer wants a request        routing key `cancel.<service>`
+    cancel    a producer no longer wants a request                routing key `cancel.<service>`
+    owns      a node serves the sessions of a queue from now on    routing key `owns.<service>`
 
 A control message is a JSON object with `protocol`, `control` (its kind) and the kind's own fields. Nobody answers
 it: what became of a cancelled request is told where its reply goes. Nodes pass over kinds they do not know, so
@@ -10,15 +11,19 @@ bits, they know.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bridge_protocol import codec
 from bridge_protocol.envelope import message_id_problem
 from bridge_protocol.errors import FrameError, FrameKind
 from bridge_protocol.messages import PROTOCOL_VERSION
-from bridge_protocol.topology import CONTROL, Binding, Queue, service_name_problem
+from bridge_protocol.topology import CONTROL, PARTITIONS, Binding, Queue, service_name_problem
 
 CANCEL = "cancel"
+OWNS = "owns"
+MAX_NODE_NAME = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,15 @@ class Cancel:
 
     service: str
     message_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owns:
+    """`node` was given a request of that partition of the service's sessions: whoever had it before has it no more."""
+
+    service: str
+    partition: int
+    node: str
 
 
 def encode_cancel(cancel: Cancel) -> bytes:
@@ -43,12 +57,32 @@ def encode_cancel(cancel: Cancel) -> bytes:
     )
 
 
+def encode_owns(owns: Owns) -> bytes:
+    """The body of an announcement. Raises ValueError for what cannot be one."""
+    if problem := _owns_problem(owns.service, owns.partition, owns.node):
+        raise ValueError(problem)
+    return codec.encode(
+        {
+            "protocol": PROTOCOL_VERSION,
+            "control": OWNS,
+            "service": owns.service,
+            "partition": owns.partition,
+            "node": owns.node,
+        }
+    )
+
+
+def owns_key(service: str) -> str:
+    """The routing key of announcements about the service's sessions."""
+    return f"{OWNS}.{service}"
+
+
 def cancel_key(service: str) -> str:
     """The routing key of cancels of the service's requests."""
     return f"{CANCEL}.{service}"
 
 
-def decode_control(body: bytes) -> Cancel | None:
+def decode_control(body: bytes) -> Cancel | Owns | None:
     """What a control message says; None: a kind, or a version of the protocol, that is not known here.
 
     Raises FrameError for what is no control message.
@@ -59,8 +93,10 @@ def decode_control(body: bytes) -> Cancel | None:
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs the version of its protocol")
     if not isinstance(kind, str):
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs a kind")
-    if protocol != PROTOCOL_VERSION or kind != CANCEL:
+    if protocol != PROTOCOL_VERSION or kind not in (CANCEL, OWNS):
         return None
+    if kind == OWNS:
+        return _read_owns(said)
     service, message_id = said.get("service"), said.get("message_id")
     if not isinstance(service, str) or not isinstance(message_id, str):
         raise FrameError(FrameKind.BAD_ENVELOPE, "a cancel needs a service and a message id, as texts")
@@ -73,8 +109,25 @@ def control_topology(queue: str, services: tuple[str, ...]) -> tuple[Queue | Bin
     """A node's own ear at the control exchange: `queue` ends with the connection that declares it."""
     return (
         Queue(queue, exclusive=True),
-        *(Binding(CONTROL, cancel_key(service), queue) for service in services),
+        *(Binding(CONTROL, key(service), queue) for service in services for key in (cancel_key, owns_key)),
     )
+
+
+def _read_owns(said: Mapping[str, Any]) -> Owns:
+    service, partition, node = said.get("service"), said.get("partition"), said.get("node")
+    if not isinstance(service, str) or not isinstance(node, str) or type(partition) is not int:
+        raise FrameError(FrameKind.BAD_ENVELOPE, "an announcement needs a service, a partition and a node")
+    if problem := _owns_problem(service, partition, node):
+        raise FrameError(FrameKind.BAD_ENVELOPE, problem)
+    return Owns(service=service, partition=partition, node=node)
+
+
+def _owns_problem(service: str, partition: int, node: str) -> str | None:
+    if not 0 <= partition < PARTITIONS:
+        return f"a partition must be 0 … {PARTITIONS - 1}, not {partition}"
+    if not 1 <= len(node) <= MAX_NODE_NAME or not node.isprintable():
+        return f"a node's name must be 1 … {MAX_NODE_NAME} printable characters"
+    return service_name_problem(service)
 
 
 def _cancel_problem(service: str, message_id: str) -> str | None:

@@ -24,6 +24,9 @@ PROTOCOL = "protocol"
 DEADLINE = "deadline"
 SESSION = "session"
 SESSION_EPOCH = "session-epoch"
+SESSION_MODE = "session-mode"
+PREFER = "prefer"  # a session-mode; without one a session is strict
+FRESH = "fresh"
 ATTEMPT = "attempt"
 TRACEPARENT = "traceparent"
 FIRST_FAILED = "first-failed"
@@ -31,6 +34,7 @@ REPLAYS = "replays"
 NODE = "node"
 REDELIVERED = "redelivered"
 CANCEL_ON_DISCONNECT = "cancel-on-disconnect"
+MAX_SESSION_BYTES = 256
 
 # Where a reply may be sent: an address the broker made for one client, or a queue named for replies.
 # Anything else would let a requester write, with the node's rights, to a queue of somebody else.
@@ -38,6 +42,8 @@ _REPLY_TO = re.compile(
     r"amq\.rabbitmq\.reply-to\.[!-~]{1,230}|amq\.gen-[!-~]{1,230}|quaybridge\.reply\.[A-Za-z0-9_.-]{1,200}"
 )
 _MESSAGE_ID = re.compile(r"[!-~]{1,128}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_EPOCH = re.compile(r"[!-~]{1,256}")
 _TRACEPARENT = re.compile(r"[!-~]{1,128}")  # W3C's has 55
 # A moment before 1973 in milliseconds is one that was given in seconds.
 _LEAST_MOMENT, _MOST_MOMENT = 10**11, 10**14
@@ -71,6 +77,18 @@ class History:
 NO_HISTORY = History()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionClaim:
+    """What a request says of its session. `epoch`: of the live bridge it means; None: any, or a new one.
+
+    `lenient` (the session-mode `prefer`): if that is gone, any will do.
+    """
+
+    id: str
+    epoch: str | None = None
+    lenient: bool = False
+
+
 def request_properties(
     *,
     message_id: str | None,
@@ -82,6 +100,7 @@ def request_properties(
     traceparent: str | None = None,
     history: History = NO_HISTORY,
     cancel_on_disconnect: bool = False,
+    session: SessionClaim | None = None,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
 
@@ -100,6 +119,12 @@ def request_properties(
         headers[REPLAYS] = history.replays
     if cancel_on_disconnect:
         headers[CANCEL_ON_DISCONNECT] = True
+    if session is not None:
+        headers[SESSION] = session.id
+        if session.epoch is not None:
+            headers[SESSION_EPOCH] = session.epoch
+        if session.lenient:
+            headers[SESSION_MODE] = PREFER
     return Properties(
         message_id=message_id,
         correlation_id=correlation_id or message_id,
@@ -110,12 +135,26 @@ def request_properties(
 
 
 def reply_properties(
-    *, correlation_id: str | None, code: Code | None, attempt: int, node: str, redelivered: bool
+    *,
+    correlation_id: str | None,
+    code: Code | None,
+    attempt: int,
+    node: str,
+    redelivered: bool,
+    epoch: str | None = None,
+    fresh: bool = False,
 ) -> Properties:
-    """The envelope of a reply: `code` None is a result. Written by the node alone, so no bridge can forge one."""
+    """The envelope of a reply: `code` None is a result. Written by the node alone, so no bridge can forge one.
+
+    `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for.
+    """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node}
     if redelivered:
         headers[REDELIVERED] = True
+    if epoch is not None:
+        headers[SESSION_EPOCH] = epoch
+    if fresh:
+        headers[FRESH] = True
     return Properties(
         message_id=correlation_id,
         correlation_id=correlation_id,
@@ -129,6 +168,29 @@ def reply_to_problem(reply_to: str) -> str | None:
     if _REPLY_TO.fullmatch(reply_to):
         return None
     return "reply_to must be a direct reply-to address, a server-named queue, or quaybridge.reply.<name>"
+
+
+def session_id_problem(session: str) -> str | None:
+    """Why `session` cannot name a session, or None."""
+    try:
+        size = len(session.encode())
+    except UnicodeEncodeError:
+        return "a session's id must be text that UTF-8 can carry"
+    if not 1 <= size <= MAX_SESSION_BYTES:
+        return f"a session's id must have 1 … {MAX_SESSION_BYTES} bytes, not {size}"
+    if _CONTROL.search(session):
+        return "a session's id cannot hold control characters"
+    return None
+
+
+def epoch_problem(epoch: str) -> str | None:
+    """Why `epoch` cannot be one, or None."""
+    return None if _EPOCH.fullmatch(epoch) else "session-epoch must be what a reply said it is"
+
+
+def epoch_node(epoch: str) -> str:
+    """The node whose epoch that is; empty if it names none."""
+    return epoch.partition("@")[2]
 
 
 def message_id_problem(message_id: str | None) -> str | None:

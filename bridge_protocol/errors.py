@@ -115,7 +115,12 @@ class CodedError(QuaybridgeError):
 
 
 class RequestFailed(CodedError):
-    """Raised when a request ended without success: the codes a reply can carry."""
+    """Raised when a request ended without success: the codes a reply can carry.
+
+    `session_epoch`: of the session that it ran in, or that it asked for.
+    """
+
+    session_epoch: str | None = None
 
 
 class PublishFailed(CodedError):

@@ -29,6 +29,8 @@ MAX_COMMAND_BYTES = 255
 PING = "ping"
 CANCEL = "cancel"
 SHUTDOWN = "shutdown"
+# Tells a bridge that a session, args.session_id, is over: as DSPex has it. A producer may send it too.
+CLEANUP_SESSION = "cleanup_session"
 # Only the node sends these, and only to bridges that claim them.
 RESERVED_COMMANDS = frozenset({CANCEL, SHUTDOWN})
 

@@ -4,6 +4,9 @@
         ▲                                                       (routing key <service>.dead)
         └── quaybridge.delay ◀── quaybridge.delay.0 ◀── … ◀── quaybridge.delay.16
 
+A service with sessions has 32 queues more, `quaybridge.<service>.session.<k>`, in which the requests of a session
+always meet: k is the CRC-32 of its id, modulo 32. One consumer at a time gets what is in them.
+
 The numbers are constants: a queue's arguments cannot be changed once it is declared (406 PRECONDITION_FAILED).
 
 Delays: exchange and queue n stand for 2^n seconds. A delayed message's routing key is its delay in 17 binary
@@ -16,6 +19,7 @@ those expire only at the head of a queue.)
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +39,7 @@ UNLIMITED = 2**31 - 1
 CONSUMER_TIMEOUT = 24 * 3600  # seconds
 MAX_RUN_TIMEOUT = 12 * 3600  # seconds
 MAX_PRIORITY = 9
+PARTITIONS = 32  # queues for the sessions of a service
 
 RESERVED_NAMES = frozenset({"control", "delay", "reply", "undeliverable"})
 _SERVICE = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -82,6 +87,21 @@ def service_name_problem(name: str) -> str | None:
 def request_queue(service: str) -> str:
     """The queue that holds the service's requests; its routing key is the service's name."""
     return f"{EXCHANGE}.{service}"
+
+
+def partition_of(session: str) -> int:
+    """The number of the queue in which the requests of a session meet, 0 … PARTITIONS − 1."""
+    return zlib.crc32(session.encode()) % PARTITIONS
+
+
+def session_key(service: str, partition: int) -> str:
+    """The routing key of the requests of a partition's sessions."""
+    return f"{service}.session.{partition}"
+
+
+def session_queue(service: str, partition: int) -> str:
+    """The queue that holds them."""
+    return f"{EXCHANGE}.{session_key(service, partition)}"
 
 
 def dead_letter_queue(service: str) -> str:
@@ -137,19 +157,32 @@ def dead_letter_topology(service: str) -> tuple[Resource, ...]:
 def service_topology(service: str) -> tuple[Resource, ...]:
     """What one service has beside that: its request queue and its dead letters."""
     queue = request_queue(service)
-    arguments = _quorum(
+    return (
+        *dead_letter_topology(service),
+        Queue(queue, _request_arguments(service)),
+        Binding(EXCHANGE, service, queue),
+        Binding(DELAY, f"#.{service}", queue),
+    )
+
+
+def session_topology(service: str) -> tuple[Resource, ...]:
+    """What a service with sessions has beside that: a queue for each partition."""
+    arguments = {**_request_arguments(service), "x-single-active-consumer": True}
+    resources: list[Resource] = []
+    for partition in range(PARTITIONS):
+        queue = session_queue(service, partition)
+        resources += [Queue(queue, arguments), Binding(EXCHANGE, session_key(service, partition), queue)]
+    return tuple(resources)
+
+
+def _request_arguments(service: str) -> dict[str, Any]:
+    return _quorum(
         expire_into=EXCHANGE,
         **{
             "x-dead-letter-routing-key": dead_letter_key(service),
             "x-delivery-limit": DELIVERY_LIMIT,
             "x-consumer-timeout": CONSUMER_TIMEOUT * 1000,
         },
-    )
-    return (
-        *dead_letter_topology(service),
-        Queue(queue, arguments),
-        Binding(EXCHANGE, service, queue),
-        Binding(DELAY, f"#.{service}", queue),
     )
 
 

@@ -9,11 +9,13 @@ from typing import Any, TypeVar, overload
 from bridge_sdk.command import Command, commands_of
 from bridge_sdk.parameters import SESSION_ID
 from bridge_sdk.server import RUNNING, Server
+from bridge_sdk.session import Session, SessionTable
 from bridge_sdk.stdio import claim
 
 MAX_CONCURRENCY = 1024
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+SessionFunction = TypeVar("SessionFunction", bound=Callable[[Session], object])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,9 @@ class RequestContext:
 class Bridge:
     """A set of commands, served over standard input and output.
 
-    `instance`: an object whose public methods are the commands; more can be registered beside them.
+    `instance`: an object whose public methods are the commands; more can be registered beside them. `session_class`: a
+    class of which each session gets an object of its own, made without arguments at its first request; its public
+    methods are commands too.
 
     `concurrency`: how many requests may be in flight, 1 … 1024. Asynchronous commands run together, up to that
     number. Synchronous commands run one at a time, in the main thread; further requests wait in the pipe, which
@@ -39,11 +43,14 @@ class Bridge:
     the others while it runs, like any blocking call on an event loop.
     """
 
-    def __init__(self, instance: object | None = None, *, concurrency: int = 1) -> None:
+    def __init__(
+        self, instance: object | None = None, *, session_class: type | None = None, concurrency: int = 1
+    ) -> None:
         if not 1 <= concurrency <= MAX_CONCURRENCY:
             raise ValueError(f"concurrency must be 1 … {MAX_CONCURRENCY}, not {concurrency}")
         self._concurrency = concurrency
         self._commands: dict[str, Command] = {}
+        self._sessions = SessionTable(session_class)
         if instance is not None:
             for command in commands_of(instance):
                 self._add(command)
@@ -88,6 +95,27 @@ class Bridge:
             traceparent=request.traceparent,
         )
 
+    @property
+    def session(self) -> Session:
+        """The session of the request that is being served. Raises LookupError if it is in none."""
+        session_id = self.request.session_id
+        if session_id is None:
+            raise LookupError("this request is in no session")
+        self._sessions.used = True
+        return self._sessions.get(session_id)
+
+    def session_opened(self, function: SessionFunction, /) -> SessionFunction:
+        """Have `function` called with each new Session, when a command first asks for it. For use as a decorator."""
+        self._sessions.used = True
+        self._sessions.opened = function
+        return function
+
+    def session_closed(self, function: SessionFunction, /) -> SessionFunction:
+        """Have `function` called with each Session that is over. Not if the process ends. For use as a decorator."""
+        self._sessions.used = True
+        self._sessions.closed = function
+        return function
+
     def serve(self) -> None:
         """Serve requests in the main thread. Returns when standard input ends, or after a `shutdown`.
 
@@ -96,12 +124,17 @@ class Bridge:
         main thread.
         """
         stdio = claim()
+        for command in self._sessions.commands(self._session_id):
+            self._add(command)
         if any(command.asynchronous for command in self._commands.values()):
             from bridge_sdk.async_server import AsyncServer  # asyncio costs 30 ms and 7 MB
 
             AsyncServer(self._commands, stdio, self._concurrency).serve()
         else:
             Server(self._commands, stdio, self._concurrency).serve()
+
+    def _session_id(self) -> str | None:
+        return self.request.session_id
 
     def _add(self, command: Command) -> None:
         if command.name in self._commands:

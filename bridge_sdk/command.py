@@ -15,15 +15,18 @@ class Command:
 
     __slots__ = ("asynchronous", "function", "name", "parameters")
 
-    def __init__(self, name: str, function: Callable[..., Any]) -> None:
-        """Raises ValueError for a name that cannot be used, TypeError for a function that cannot."""
+    def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
+        """Raises ValueError for a name that cannot be used, TypeError for a function that cannot.
+
+        `method`: of a class; its first parameter is not the caller's to give.
+        """
         if problem := command_problem(name):
             raise ValueError(problem)
         if name == PING or name in RESERVED_COMMANDS:
             raise ValueError(f"{name!r} is the protocol's own: choose another name")
         self.name = name
         self.function = function
-        self.parameters = Parameters(function)
+        self.parameters = Parameters(function, method=method)
         self.asynchronous = inspect.iscoroutinefunction(function)
 
     def __repr__(self) -> str:
@@ -32,8 +35,20 @@ class Command:
 
 def commands_of(instance: object) -> Iterator[Command]:
     """The public methods of `instance`, as commands."""
-    for name in dir(type(instance)):
+    for name, _ in _methods(type(instance)):
+        yield Command(name, getattr(instance, name))
+
+
+def methods_of(kind: type) -> Iterator[Command]:
+    """The public methods of a class, as commands that are yet to get an object to be called on."""
+    for name, member in _methods(kind):
+        bound = isinstance(inspect.getattr_static(kind, name), staticmethod | classmethod)
+        yield Command(name, member, method=not bound)
+
+
+def _methods(kind: type) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name in dir(kind):
         if not name.startswith("_"):
-            member = getattr(type(instance), name)  # of the class: a property is not to be evaluated
+            member = getattr(kind, name)  # of the class: a property is not to be evaluated
             if callable(member) and not isinstance(member, type):
-                yield Command(name, getattr(instance, name))
+                yield name, member

@@ -34,14 +34,15 @@ class Parameters:
 
     __slots__ = ("_checks", "_required", "_rest", "_takes_rest")
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        """Raises TypeError for a function that cannot be called by names alone."""
+    def __init__(self, function: Callable[..., Any], *, method: bool = False) -> None:
+        """Raises TypeError for a function that cannot be called by names alone, but for the first of a `method`."""
         self._checks: dict[str, Check | None] = {}
         self._rest: Check | None = None
         self._takes_rest = False
         required = set()
         hints = _hints(function)
-        for name, parameter in inspect.signature(function).parameters.items():
+        parameters = list(inspect.signature(function).parameters.items())
+        for name, parameter in parameters[1:] if method else parameters:
             check = _check(hints.get(name, Any))
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
                 raise TypeError(f"a command's arguments come by name, so {parameter} cannot be given")

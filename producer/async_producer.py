@@ -20,7 +20,7 @@ import math
 import random
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
@@ -48,9 +48,11 @@ from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
+from producer.handle import Handle
 from producer.mailbox import Mailbox
-from producer.reply import Reply, read_reply
+from producer.reply import Reply, epoch_of, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
+from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
 from producer.window import Window
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -67,45 +69,6 @@ CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or 
 _NOT_FOUND = 404
 
 logger = logging.getLogger("quaybridge.producer")
-
-
-class Handle:
-    """A request on its way. Await it for the Reply, or for the exception that stands for its failure."""
-
-    __slots__ = ("_producer", "future", "message_id", "service")
-
-    def __init__(self, producer: AsyncProducer, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
-        self.service = service
-        self.message_id = message_id
-        self.future = future
-        self._producer = producer
-
-    def __repr__(self) -> str:
-        return f"<Handle {self.message_id} {'done' if self.future.done() else 'waiting'}>"
-
-    def __await__(self) -> Generator[Any, None, Reply]:
-        return self.future.__await__()
-
-    async def result(self) -> Reply:
-        """The Reply. Raises the exception that stands for the request's failure."""
-        return await self.future
-
-    def done(self) -> bool:
-        """Whether it has come to its end, either way."""
-        return self.future.done()
-
-    async def cancel(self, *, timeout: float | None = None) -> bool:
-        """Have it not run, or not run on; whether that is how it ended. Whoever awaits it is told the same.
-
-        True: it ends in Cancelled. False, and `done()`: it had ended otherwise before, in its reply as a rule.
-        False, and not `done()`: no answer came within `timeout` seconds (None: the request's own timeout); it goes
-        on, and is still cancelled if it comes to a node that has heard of it. What has begun is stopped by the
-        bridge itself if it can, and otherwise by ending the bridge. Best effort for what waits in a queue: a node
-        that starts after the last `cancel` does not know of it.
-
-        To stop listening, without a word to anybody, cancel `future` instead.
-        """
-        return await self._producer.cancel_until(self.service, self.message_id, self.future, timeout)
 
 
 class AsyncProducer:
@@ -237,6 +200,29 @@ class AsyncProducer:
             service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
         )
         return self.send_at_once(request, timeout) or await self.send(request, timeout)
+
+    def session(
+        self,
+        id: str,
+        *,
+        service: str,
+        mode: Mode = "strict",
+        journal: Collection[str] = (),
+        max_waiting: int = MOST_WAITING,
+        max_journal: int = MOST_JOURNALED,
+        max_journal_bytes: int = MOST_JOURNALED_BYTES,
+    ) -> AsyncSession:
+        """The session of that id, whose requests meet the same live bridge: see AsyncSession."""
+        return AsyncSession(
+            self,
+            id,
+            service=service,
+            mode=mode,
+            journal=journal,
+            max_waiting=max_waiting,
+            max_journal=max_journal,
+            max_journal_bytes=max_journal_bytes,
+        )
 
     async def publish(
         self,
@@ -378,6 +364,7 @@ class AsyncProducer:
         timeout: float,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        session: str | None = None,
     ) -> PreparedRequest:
         """A request that awaits a reply, its deadline `timeout` seconds from now. Safe in any thread.
 
@@ -394,6 +381,7 @@ class AsyncProducer:
             timeout=timeout,
             idempotent=idempotent,
             cancel_on_disconnect=cancel_on_disconnect,
+            session=session,
         )
 
     def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
@@ -534,6 +522,8 @@ class AsyncProducer:
         if isinstance(error, Unroutable):
             self._exchange_seen = True
             text = f"no queue for service {name!r}: start a worker that serves it (a typing error in the name?)"
+            if request.session is not None:
+                text = f"no queue for sessions of service {name!r}: start a worker that has sessions.enabled for it"
             return UnknownService(text, message_id=message_id)
         assert isinstance(error, ChannelClosed)
         if error.code == _NOT_FOUND and not self._exchange_seen:
@@ -586,7 +576,9 @@ class AsyncProducer:
         message_id = delivery.properties.correlation_id or ""
         mailbox = self._mailbox
         call = self._waiting.get(message_id)
-        if call is not None:
+        if call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
+            self.late_replies += 1  # of a bridge that the session has lost: its own reply is yet to come
+        elif call is not None:
             try:
                 self._end(call, read_reply(delivery, message_id))
             except FrameError as error:

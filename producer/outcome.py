@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from producer.async_producer import Handle
+from producer.handle import Handle
 from producer.reply import Reply
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from itertools import islice
@@ -25,9 +25,11 @@ from typing import Any, NamedTuple, Self, TypeVar
 from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError, RequestFailed
 from broker.contract import Broker
 from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
+from producer.handle import Handle
 from producer.outcome import Outcome
 from producer.reply import Reply
 from producer.request import PreparedRequest
+from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
 
 # What may be on its way to the loop, or wait there for room, before whoever submits more is made to wait.
 MOST_HANDED_OVER = 64
@@ -180,6 +182,29 @@ class Producer:
         if order.taken is not None:
             order.taken.wait(timeout)
         return outcome
+
+    def session(
+        self,
+        id: str,
+        *,
+        service: str,
+        mode: Mode = "strict",
+        journal: Collection[str] = (),
+        max_waiting: int = MOST_WAITING,
+        max_journal: int = MOST_JOURNALED,
+        max_journal_bytes: int = MOST_JOURNALED_BYTES,
+    ) -> Session:
+        """The session of that id, whose requests meet the same live bridge: see AsyncSession."""
+        inner = self._producer.session(
+            id,
+            service=service,
+            mode=mode,
+            journal=journal,
+            max_waiting=max_waiting,
+            max_journal=max_journal,
+            max_journal_bytes=max_journal_bytes,
+        )
+        return Session(self, inner)
 
     def publish(
         self,
@@ -356,6 +381,78 @@ class Producer:
         task = asyncio.current_task()
         if others := [other for other in self._tasks if other is not task]:
             await asyncio.wait(others)
+
+
+class Session:
+    """A session for any thread: AsyncSession, on its producer's loop. Made by Producer.session.
+
+    `call` and `submit` of several threads are in line in the order in which they came.
+    """
+
+    def __init__(self, producer: Producer, inner: AsyncSession) -> None:
+        self._producer = producer
+        self._inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("AsyncSession", "Session", 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return self._inner.id
+
+    @property
+    def epoch(self) -> str | None:
+        """Names the live bridge it has, if it has one."""
+        return self._inner.epoch
+
+    def call(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+    ) -> Reply:
+        """Send a request, after those before it, and wait for its reply: see AsyncSession.call."""
+        return self._producer._run(self._inner.call(command, args, timeout=timeout, idempotent=idempotent))
+
+    def submit(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+    ) -> Outcome:
+        """Put a request in line; its outcome, as of Producer.submit. Waits while the line is full."""
+
+        async def submit() -> Outcome:
+            handle = await self._inner.submit(command, args, timeout=timeout, idempotent=idempotent)
+            loop = asyncio.get_running_loop()
+            outcome = Outcome(self._inner.service, handle.message_id, loop, cancel_until)
+            outcome.follow(handle)
+            handles.append(handle)
+            return outcome
+
+        handles: list[Handle] = []
+
+        def cancel_until(outcome: Outcome, timeout: float | None) -> bool:
+            return self._producer._run(handles[0].cancel(timeout=timeout))
+
+        return self._producer._run(submit())
+
+    def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """End the session, after what is in line: see AsyncSession.close."""
+        self._producer._run(self._inner.close(timeout=timeout))
 
 
 def _of_another_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

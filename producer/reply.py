@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bridge_protocol.envelope import ATTEMPT, NODE, REDELIVERED, RESULT
+from bridge_protocol.envelope import ATTEMPT, FRESH, NODE, REDELIVERED, RESULT, SESSION_EPOCH
 from bridge_protocol.errors import Code, FrameError, FrameKind, RequestFailed, exception_for
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
@@ -14,13 +14,19 @@ from broker.contract import Delivery
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A request's success. `attempt` from 1; `redelivered`: the broker gave it out more than once."""
+    """A request's success. `attempt` from 1; `redelivered`: the broker gave it out more than once.
+
+    `session_epoch`: names the live bridge that it ran in, for a request of a session; `fresh`: that is not the one that
+    the session had before, so what that had in memory is gone.
+    """
 
     result: Any
     message_id: str
     attempt: int = 1
     redelivered: bool = False
     node: str | None = None
+    session_epoch: str | None = None
+    fresh: bool = False
 
 
 def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
@@ -31,6 +37,7 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
     node = headers.get(NODE)
     attempt = attempt if type(attempt) is int and attempt > 0 else 1
     node = node if isinstance(node, str) else None
+    epoch = epoch_of(delivery)
     said = decode_message(delivery.body)
     if properties.type == RESULT and isinstance(said, Result):
         return Reply(
@@ -39,6 +46,8 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
             attempt=attempt,
             redelivered=headers.get(REDELIVERED) is True,
             node=node,
+            session_epoch=epoch,
+            fresh=headers.get(FRESH) is True,
         )
     failed = _FAILURES.get(properties.type or "")
     if failed is None or not isinstance(said, Failure):
@@ -51,7 +60,15 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
             # An application's own failure is told whole: its type and traceback too.
             own = {"type": said.info.type, "traceback": said.info.traceback}
             details |= {key: text for key, text in own.items() if text}
-    return failed(said.error, message_id=message_id, attempt=attempt, node=node, details=details)
+    failure = failed(said.error, message_id=message_id, attempt=attempt, node=node, details=details)
+    failure.session_epoch = epoch
+    return failure
+
+
+def epoch_of(delivery: Delivery) -> str | None:
+    """The epoch that a reply names, if it names one."""
+    epoch = delivery.properties.headers.get(SESSION_EPOCH)
+    return epoch if isinstance(epoch, str) else None
 
 
 def _exceptions() -> Iterator[tuple[str, type[RequestFailed]]]:

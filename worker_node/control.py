@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
-from bridge_protocol.control import Cancel, control_topology, decode_control
+from bridge_protocol.control import Cancel, Owns, control_topology, decode_control
 from bridge_protocol.errors import FrameError
 from bridge_protocol.topology import CONTROL
 from broker.contract import Channel, Consumer, Delivery
@@ -19,7 +19,10 @@ logger = logging.getLogger("quaybridge.node")
 
 
 class Control:
-    """Listens for the services of the node `name`; `on_cancel` is told what concerns one of them."""
+    """Listens for the services of the node `name`; `on_cancel` and `on_owns` are told what concerns one of them.
+
+    What this node announced itself is left out.
+    """
 
     def __init__(
         self,
@@ -27,11 +30,13 @@ class Control:
         services: tuple[str, ...],
         *,
         on_cancel: Callable[[Cancel], None],
+        on_owns: Callable[[Owns], None],
         on_cancelled: Callable[[Consumer], None],
     ) -> None:
         self._name = name
         self._services = services
         self._on_cancel = on_cancel
+        self._on_owns = on_owns
         self._on_cancelled = on_cancelled
 
     def __repr__(self) -> str:
@@ -50,5 +55,9 @@ class Control:
         except FrameError as error:
             logger.warning("%s: not a control message, dropped: %s", self._name, error)
             return
-        if said is not None and said.service in self._services:
+        if said is None or said.service not in self._services:
+            return
+        if isinstance(said, Cancel):
             self._on_cancel(said)
+        elif said.node != self._name:
+            self._on_owns(said)

@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import random
+import secrets
 import signal
 import time
 from collections import deque
@@ -20,20 +21,23 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_protocol import messages
-from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, read_history
+from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, epoch_node, read_history
 from bridge_protocol.errors import Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
+from bridge_protocol.topology import partition_of
 from broker.contract import Delivery
 from broker.link import Link
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of, reply_address
 from worker_node.core.answered import Answered
-from worker_node.core.fate import Fault
+from worker_node.core.fate import Fault, is_retried
 from worker_node.core.lookahead import Lookahead
 from worker_node.core.pool import (
     Action,
     Cancel,
+    Claim,
     End,
+    Forget,
     Phase,
     Pool,
     Reason,
@@ -43,6 +47,7 @@ from worker_node.core.pool import (
     Stop,
     Ticket,
 )
+from worker_node.core.sessions import Ending, Sessions
 from worker_node.core.skew import Skew
 from worker_node.core.tombstones import Tombstones
 from worker_node.core.verdict import TOLD_BY_THE_BRIDGE, application_error, fault_for
@@ -53,12 +58,13 @@ from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.out_of_memory import OutOfMemoryKills
 from worker_node.process_status import resident
 from worker_node.reaper import Reaper
-from worker_node.rules import pool_limits, retry_policy
+from worker_node.rules import pool_limits, retry_policy, session_limits
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.stderr import printable
 
 LONGEST_QUOTE = 1024  # bytes of what was no frame, in a failure's details
+MOST_UNANSWERED = 1024  # ends of sessions that a bridge was told of and has not answered: then it is told of no more
 
 logger = logging.getLogger("quaybridge.node")
 bridge_logger = logging.getLogger("quaybridge.bridge")
@@ -94,6 +100,7 @@ class Bridge:
     capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
     trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
     taken_down: dict[Step, float] = field(default_factory=dict)  # when it was taken to each rung of the ladder
+    told: set[int] = field(default_factory=set)  # ids of what the node asked for itself, and got no answer to yet
 
 
 class Dispatcher:
@@ -131,7 +138,8 @@ class Dispatcher:
         self._spawn = spawn
         self._out_of_memory = out_of_memory
         self._frames = self._frame_log()
-        self.pool: Pool[Work] = Pool(pool_limits(settings), jitter)
+        self.sessions = self._new_sessions()
+        self.pool: Pool[Work] = Pool(pool_limits(settings), jitter, self.sessions)
         self.settlement = Settlement(
             link,
             node=node,
@@ -180,6 +188,8 @@ class Dispatcher:
         self.settings = settings
         self.settlement.policy = retry_policy(settings)
         self.tombstones.most = settings.tombstones
+        if self.sessions is not None:
+            self.sessions.limits = session_limits(settings)
         self._bound_answered()
         self._oversize_told = False
         if self._frames is not None:
@@ -211,10 +221,11 @@ class Dispatcher:
 
     def forget(self) -> None:
         """The channel is gone: what waits came by it, and will come again."""
-        for work in self.pool.waiting:
-            if work.stale:
+        running = {run.ticket for slot in self.pool.slots for run in slot.runs.values()}
+        for work in self.pool.tickets():
+            if work.stale and work not in running:
                 self._leave(work)
-        self.pool.withdraw(lambda work: work.stale)
+        self._perform(self.pool.withdraw(lambda work: work.stale))
         self.settlement.forget()
 
     async def wait_idle(self) -> None:
@@ -236,6 +247,8 @@ class Dispatcher:
     def states(self) -> Iterable[str]:
         """What every slot is doing, a line each."""
         now = self._loop.time()
+        if self.sessions is not None:
+            yield f"{self.name}: {len(self.sessions)} sessions, {self.sessions.evicted} evicted so far"
         for slot in self.pool.slots:
             bridge = self._bridges.get(slot.number)
             seat = bridge.seat if bridge is not None else slot.seat
@@ -295,13 +308,18 @@ class Dispatcher:
         answer = self.answered.find(identity, delivery.body, self._loop.time())
         return answer is not None or self._same(identity, delivery) is not None
 
-    def on_delivery(self, delivery: Delivery) -> None:
-        """A message came from the request queue."""
+    def moved(self, partition: int) -> None:
+        """Another node has the sessions of that partition now."""
+        self._perform(self.pool.moved(partition, self._loop.time()))
+
+    def on_delivery(self, delivery: Delivery, partition: int | None = None) -> None:
+        """A message came from the request queue, or from that of a partition's sessions."""
         verdict = admit(
             delivery.body,
             delivery.properties,
             limit=self.settings.frame_limit,
             max_attempts=self.settings.retry.max_attempts,
+            partition=partition,
         )
         if isinstance(verdict, Refused):
             case = Case(delivery=delivery, attempt=1, request_id=verdict.request_id, command="", remaining=math.inf)
@@ -322,6 +340,15 @@ class Dispatcher:
             command=verdict.command,
             attempt=verdict.attempt,
         )
+        if (session := verdict.session) is not None:
+            work.claim = Claim(
+                session=session.id,
+                partition=partition_of(session.id),
+                message_id=delivery.properties.message_id,
+                epoch=session.epoch,
+                lenient=session.lenient,
+                closes=verdict.command == messages.CLEANUP_SESSION,
+            )
         identity = identity_of(delivery.properties, verdict.attempt)
         if identity is not None:
             if (running := self._same(identity, delivery)) is not None:
@@ -377,6 +404,9 @@ class Dispatcher:
             return
         run = self.pool.run(slot, message.id)
         if run is None:
+            if message.id in bridge.told and isinstance(message, messages.Result | messages.Failure):
+                bridge.told.discard(message.id)
+                return
             if phase is Phase.STOPPING:
                 return  # it was asked to go, and says so in its own way
             self._violation(bridge, f"it answered id {message.id}, which it was not asked")
@@ -444,7 +474,7 @@ class Dispatcher:
     def _on_stalled(self, bridge: Bridge, stall: Stall) -> None:
         slot = self.pool.slots[bridge.slot]
         unread = stall.direction is Direction.TO_BRIDGE
-        if unread and bridge.process.unread < len(slot.runs):
+        if unread and bridge.process.unread < len(slot.runs) + len(bridge.told):
             return  # it is at work on one that it did read, and that has its own run timeout
         reason = Reason.WRITE_TIMEOUT if unread else Reason.FRAME_TIMEOUT
         if slot.phase is Phase.STARTING:
@@ -495,7 +525,7 @@ class Dispatcher:
             },
         )
         self._log_end(bridge, ended, how)
-        self._perform(self.pool.exited(slot, self._loop.time()))
+        self._perform(self.pool.exited(slot, self._loop.time(), bridge.trouble.details))
         if self._bridges.get(slot) is bridge:
             del self._bridges[slot]
         self._on_change()
@@ -523,9 +553,11 @@ class Dispatcher:
         while waiting:
             match waiting.popleft():
                 case Send(slot, work):
-                    self._send(self._bridges[slot], work)
+                    waiting += self._send(self._bridges[slot], work)
                 case End(work, reason, slot):
-                    self._fail(work, reason, None if slot is None else self._bridges[slot])
+                    waiting += self._end(work, reason, None if slot is None else self._bridges[slot])
+                case Forget(slot, session):
+                    self._tell_session_end(self._bridges[slot], session)
                 case Start(slot, seat):
                     waiting += self._start(slot, seat)
                 case Stop(slot, step, reason):
@@ -547,17 +579,35 @@ class Dispatcher:
         # The loop's clock may fire a timer a tick early.
         self._perform(self.pool.due(max(self._loop.time(), self.pool.wake_at)))
 
-    def _send(self, bridge: Bridge, work: Work) -> None:
+    def _send(self, bridge: Bridge, work: Work) -> list[Action[Work]]:
+        """Send the request to the bridge; what the pool wants done if it was not the bridge that it concerns."""
+        if work.claim is not None and work.claim.closes and not _knows_sessions(bridge):
+            return self._close_session(bridge.slot, work)
         body = work.delivery.body
         self._write(bridge, body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
+        return []
+
+    def _close_session(self, slot: int, work: Work) -> list[Action[Work]]:
+        """End a session of which its bridge keeps nothing: the node answers in the bridge's place."""
+        actions = self.pool.finished(slot, work.request_id, self._loop.time())
+        moment = messages.format_timestamp(self._wall())
+        self._leave(work)
+        self.settlement.succeed(
+            self._case(work, slot), messages.encode_result(work.request_id, {"status": "closed"}, timestamp=moment)
+        )
+        return actions
+
+    def _tell_session_end(self, bridge: Bridge, session: str) -> None:
+        if _knows_sessions(bridge) and len(bridge.told) < MOST_UNANSWERED:
+            bridge.told.add(self._say(bridge, messages.CLEANUP_SESSION, {"session_id": session}))
 
     def _write(self, bridge: Bridge, payload: bytes | bytearray) -> None:
         if self._frames is not None:
             self._frames.sent(bridge.seat, payload)
         bridge.process.send(payload)
 
-    def _say(self, bridge: Bridge, command: str, args: dict[str, Any]) -> None:
-        """Send a frame of the node's own."""
+    def _say(self, bridge: Bridge, command: str, args: dict[str, Any]) -> int:
+        """Send a frame of the node's own; its id."""
         request = messages.Request(
             id=random.randint(1, messages.MAX_ID),  # noqa: S311 - an id has to differ, not to be secret
             command=command,
@@ -565,6 +615,7 @@ class Dispatcher:
             timestamp=messages.format_timestamp(self._wall()),
         )
         self._write(bridge, messages.encode_request(request))
+        return request.id
 
     def _ask_stacks(self, bridge: Bridge, request_id: int) -> None:
         """Have a bridge that answers no cancel say where it hangs, before it is killed for that."""
@@ -684,6 +735,37 @@ class Dispatcher:
         if story:
             logger.log(level, "%s[%d]: bridge %d %s: %s", self.name, bridge.seat, bridge.process.pid, story, facts)
 
+    def _end(self, work: Work, reason: Reason, bridge: Bridge | None) -> list[Action[Work]]:
+        """A request left the pool without a reply. In a session it may be tried again, at once."""
+        if bridge is None or not self._is_tried_again(work, reason, bridge):
+            self._fail(work, reason, bridge)
+            return []
+        again = Work(
+            request_id=work.request_id,
+            deadline=work.deadline,
+            alone=True,
+            claim=work.claim,
+            delivery=work.delivery,
+            command=work.command,
+            attempt=work.attempt + 1,
+            identity=work.identity,
+            joined=work.joined,
+        )
+        if work.identity is not None:
+            self._known[work.identity] = again
+        self.settlement.counts.retried += 1
+        logger.info("%s: a request of a session is tried again at once, in a new one: %s", self.name, reason)
+        return self.pool.submit(again, self._loop.time())
+
+    def _is_tried_again(self, work: Work, reason: Reason, bridge: Bridge) -> bool:
+        """Whether it may run anew in a new session: it asked for no state that is gone now, or does without."""
+        claim = work.claim
+        if claim is None or (claim.epoch is not None and not claim.lenient) or reason is Reason.DRAINED:
+            return False
+        fault = bridge.trouble if reason in TOLD_BY_THE_BRIDGE else None
+        fault = fault or fault_for(reason, self.pool.limits, ran=True, details={})
+        return work.attempt < self.settings.retry.max_attempts and is_retried(fault, self.settlement.policy)
+
     def _fail(
         self, work: Work, reason: Reason, bridge: Bridge | None, said: messages.Result | messages.Failure | None = None
     ) -> None:
@@ -698,11 +780,29 @@ class Dispatcher:
             details["timeout"] = reason.value
         if isinstance(said, messages.Failure) and said.info is not None and said.info.traceback:
             details["traceback"] = said.info.traceback  # where it was when it was cancelled
-        if trouble is not None and reason in TOLD_BY_THE_BRIDGE:
+        if reason in (Reason.SESSION_LOST, Reason.REPEATED):
+            fault = self._session_lost(work, reason)
+        elif trouble is not None and reason in TOLD_BY_THE_BRIDGE:
             fault = trouble
         else:
             fault = fault_for(reason, self.pool.limits, ran=bridge is not None, details=details)
         self.settlement.fail(self._case(work, None if bridge is None else bridge.slot), fault)
+
+    def _session_lost(self, work: Work, reason: Reason) -> Fault:
+        claim, sessions = work.claim, self.sessions
+        assert claim is not None
+        assert sessions is not None
+        if reason is Reason.REPEATED:
+            text = "the request came again; it ran in this session already, and its answer is not kept"
+            return Fault(code=Code.SESSION_LOST, message=text, details={"ending": "repeated"})
+        epoch = claim.epoch or ""
+        ended = sessions.why(epoch)
+        why, details = str(ended.ending), dict(ended.details)
+        if ended.ending is Ending.UNKNOWN and (node := epoch_node(epoch)) != self._node:
+            why = f"it was on the node {node}; {self._node} serves it now" if node else "no node has such an epoch"
+            details["node"] = node
+        details["ending"] = ended.ending.name.lower()
+        return Fault(code=Code.SESSION_LOST, message=f"the session is gone: {why}", details=details)
 
     def _case(self, work: Work, slot: int | None) -> Case:
         return Case(
@@ -713,7 +813,27 @@ class Dispatcher:
             remaining=work.deadline - self._loop.time(),
             slot=slot,
             joined=work.joined,
+            epoch=self._epoch(work),
+            fresh=work.fresh,
+            delayed=work.claim is None,
         )
+
+    def _epoch(self, work: Work) -> str | None:
+        """The epoch that a request ran in; of one that did not run here, that which it asked for."""
+        claim = work.claim
+        if claim is None or self.sessions is None:
+            return None
+        if work.session is not None:
+            return work.session.epoch
+        session = self.sessions.get(claim.session)
+        if session is not None and claim.message_id in session.begun:
+            return session.epoch  # it came again
+        return claim.epoch
+
+    def _new_sessions(self) -> Sessions | None:
+        if not self.settings.sessions.enabled:
+            return None
+        return Sessions(session_limits(self.settings), lambda: f"{secrets.token_hex(16)}@{self._node}")
 
     def _log_stderr(self, bridge: Bridge, line: str) -> None:
         runs = self.pool.slots[bridge.slot].runs
@@ -722,6 +842,11 @@ class Dispatcher:
             or "-"
         )
         bridge_logger.info("%s[%d] %s: %s", self.name, bridge.seat, ids, line)
+
+
+def _knows_sessions(bridge: Bridge) -> bool:
+    """Whether the bridge wants to be told when a session is over."""
+    return messages.CLEANUP_SESSION in bridge.capabilities.commands
 
 
 _REPLACED_FOR = {

@@ -21,10 +21,18 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
-from bridge_protocol.control import Cancel
+from bridge_protocol.control import OWNS, Cancel, Owns, encode_owns, owns_key
+from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import QuaybridgeError
-from bridge_protocol.topology import dead_letter_topology, request_queue, service_topology, shared_topology
-from broker.contract import Broker, Channel, Consumer
+from bridge_protocol.topology import (
+    CONTROL,
+    dead_letter_topology,
+    request_queue,
+    service_topology,
+    session_topology,
+    shared_topology,
+)
+from broker.contract import Broker, Channel, Consumer, Message
 from broker.link import Link
 from worker_node.bridge_process import BridgeProcess
 from worker_node.control import Control
@@ -34,6 +42,7 @@ from worker_node.isolation import Isolation
 from worker_node.launch import Launcher
 from worker_node.lookout import Lookout
 from worker_node.out_of_memory import OutOfMemoryKills
+from worker_node.partitions import Partitions
 from worker_node.reaper import Reaper
 from worker_node.requesters import Requesters
 from worker_node.settings import NodeSettings
@@ -68,10 +77,12 @@ class Node:
         self._consuming = Link(broker, f"{self.name} requests", set_up=self._set_up, on_lost=self._on_lost)
         self._services: list[tuple[Dispatcher, Intake]] = []
         self._reaper: Reaper | None = None
+        self._partitions: list[tuple[Dispatcher, Partitions]] = []  # of the services that have sessions
         self._control = Control(
             self.name,
             tuple(service.name for service in settings.services),
             on_cancel=self._on_cancel,
+            on_owns=self._on_owns,
             on_cancelled=self._on_cancelled,
         )
         self._requesters = Requesters(broker, self.name, watched=self._watched, on_gone=self._on_gone)
@@ -137,6 +148,15 @@ class Node:
             )
             self._services.append((dispatcher, intake))
             self._lookout.add(dispatcher, intake)
+            if settings.sessions.enabled:
+                partitions = Partitions(
+                    settings.name,
+                    self.name,
+                    on_delivery=dispatcher.on_delivery,
+                    on_owned=partial(self._announce, settings.name),
+                    on_cancelled=self._on_cancelled,
+                )
+                self._partitions.append((dispatcher, partitions))
         self._taking = True
         try:
             try:
@@ -234,6 +254,8 @@ class Node:
         for dispatcher, intake in self._services:
             await intake.settled()
             dispatcher.close()
+        for _, partitions in self._partitions:
+            await partitions.settled()
         if not self._stopped:
             self._stopped = True
             logger.info("%s: stopped", self.name)
@@ -247,6 +269,8 @@ class Node:
         await self._lookout.stop()
         for _, intake in self._services:
             intake.want(0, 0)
+        for _, partitions in self._partitions:
+            partitions.want(False)
 
     async def _unsubscribed(self, timeout: float) -> None:
         """Until nothing more comes. A connection that hangs must not hold up the end."""
@@ -254,6 +278,8 @@ class Node:
             async with asyncio.timeout(timeout):
                 for _, intake in self._services:
                     await intake.settled()
+                for _, partitions in self._partitions:
+                    await partitions.settled()
         await self._isolation.close()  # not before: a suspect may have been on its way
 
     # The connections.
@@ -265,6 +291,9 @@ class Node:
         for dispatcher, intake in self._services:
             await channel.declare(service_topology(dispatcher.name))
             await intake.attach(channel)
+        for dispatcher, partitions in self._partitions:
+            await channel.declare(session_topology(dispatcher.name))
+            await partitions.attach(channel)
 
     async def _set_up_publishing(self, channel: Channel) -> None:
         """At the start the other connection declares; later a loss may be why this channel is a new one."""
@@ -281,6 +310,8 @@ class Node:
         for dispatcher, intake in self._services:
             intake.detach()
             dispatcher.forget()
+        for _, partitions in self._partitions:
+            partitions.detach()
 
     def _on_cancelled(self, consumer: Consumer) -> None:
         # Never just consume again: see Channel.consume.
@@ -292,6 +323,25 @@ class Node:
         for dispatcher in self.services:
             if dispatcher.name == cancel.service:
                 dispatcher.cancel(cancel.message_id)
+
+    # Whose the sessions are.
+
+    def _announce(self, service: str, partition: int) -> None:
+        owns = Owns(service=service, partition=partition, node=self.name)
+        message = Message(
+            exchange=CONTROL,
+            routing_key=owns_key(service),
+            body=encode_owns(owns),
+            properties=Properties(type=OWNS, delivery_mode=1),
+        )
+        told = self._publishing.publish(message, timeout=self.settings.publish_timeout)
+        told.add_done_callback(lambda told: told.cancelled() or told.exception())  # others find out by themselves
+
+    def _on_owns(self, owns: Owns) -> None:
+        for dispatcher, partitions in self._partitions:
+            if dispatcher.name == owns.service:
+                partitions.lose(owns.partition)
+                dispatcher.moved(owns.partition)
 
     def _watched(self) -> Iterator[str]:
         for dispatcher in self.services:
@@ -324,6 +374,10 @@ class Node:
             else:
                 capacity = dispatcher.pool.capacity
                 intake.want(capacity, dispatcher.lookahead.wanted(capacity))
+        for dispatcher, partitions in self._partitions:
+            # Not while a suspect is to run alone, and neither without bridges: another node may have some.
+            able = dispatcher.ready and not dispatcher.settlement.stalled
+            partitions.want(self._taking and able and not self._isolation.active)
 
     def _note_memory(self) -> None:
         self._out_of_memory.look()

@@ -6,6 +6,7 @@ import math
 
 from worker_node.core.fate import RetryPolicy
 from worker_node.core.pool import PoolLimits, Wear
+from worker_node.core.sessions import SessionLimits
 from worker_node.settings import ServiceSettings
 
 
@@ -38,7 +39,16 @@ def pool_limits(settings: ServiceSettings) -> PoolLimits:
         ),
         breaker_failures=settings.breaker.failures,
         breaker_window=settings.breaker.window,
+        session_share=settings.sessions.share,
+        session_quiet=settings.sessions.quiet,
+        session_patience=settings.sessions.patience,
     )
+
+
+def session_limits(settings: ServiceSettings) -> SessionLimits:
+    """How many sessions there may be, and for how long."""
+    sessions = settings.sessions
+    return SessionLimits(most=sessions.max, idle=sessions.idle, age=sessions.age)
 
 
 def retry_policy(settings: ServiceSettings) -> RetryPolicy:

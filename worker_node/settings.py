@@ -119,6 +119,20 @@ class AnsweredSettings(Settings):
     age: Seconds = Field(300.0, description="seconds a success is kept")
 
 
+class SessionSettings(Settings):
+    """Whether requests of one session meet the same live bridge, and how long that is kept for them."""
+
+    enabled: bool = Field(False, description="whether the service has sessions; costs a node 32 more subscriptions")
+    max: int = Field(10_000, ge=1, le=10_000_000, description="live sessions on a node; of more, the idlest ends")
+    idle: Seconds = Field(3600.0, description="seconds without a request after which a session ends")
+    age: Seconds = Field(86_400.0, description="seconds after which a session ends in any case, between two requests")
+    share: float = Field(
+        0.5, ge=0.05, le=0.95, description="the part of a bridge's turns that sessions get while other requests wait"
+    )
+    quiet: Seconds = Field(10.0, description="seconds without a request of its sessions before a bridge is recycled")
+    patience: Seconds = Field(300.0, description="seconds that is waited for; then its sessions end")
+
+
 class RecycleSettings(Settings):
     """When a bridge is replaced by a new one, between two requests. Each is off unless set.
 
@@ -228,6 +242,7 @@ class ServiceSettings(Settings):
     retry: RetrySettings = RetrySettings()
     answered: AnsweredSettings = AnsweredSettings()
     limits: LimitSettings = LimitSettings()
+    sessions: SessionSettings = SessionSettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )

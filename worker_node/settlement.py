@@ -68,6 +68,9 @@ class Case:
     remaining: float  # seconds until its deadline, when it came to its end
     slot: int | None = None  # where it ran, if it did
     joined: tuple[Delivery, ...] = ()
+    epoch: str | None = None  # of the session that it ran in, or asked for in vain
+    fresh: bool = False  # that is not the one it asked for
+    delayed: bool = True  # whether another try may wait in a delay queue: not in a session
 
     @property
     def stale(self) -> bool:
@@ -182,7 +185,7 @@ class Settlement:
         addressed = any(reply_address(each.properties) is not None for each in case.addressees())
         fate = decide(
             fault,
-            attempt=case.attempt,
+            attempt=case.attempt if case.delayed else self.policy.max_attempts,
             policy=self.policy,
             remaining=case.remaining,
             addressed=addressed,
@@ -226,6 +229,8 @@ class Settlement:
                 attempt=case.attempt,
                 node=self._node,
                 redelivered=delivery.redelivered,
+                epoch=case.epoch,
+                fresh=case.fresh,
             )
             replies.append(Message(exchange="", routing_key=address, body=payload, properties=envelope))
         return replies

@@ -14,11 +14,15 @@ from bridge_protocol.envelope import (
     PROTOCOL,
     REPLAYS,
     SESSION,
+    SESSION_EPOCH,
+    SESSION_MODE,
     Properties,
+    SessionClaim,
     request_properties,
 )
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import CANCEL, MAX_ID, PING, SHUTDOWN, Request, encode_request, handshake
+from bridge_protocol.topology import PARTITIONS, partition_of
 from worker_node.core.admission import Admitted, Refused, admit, identity_of, reply_address
 
 NOW = 1_700_000_000_000  # Unix milliseconds
@@ -36,12 +40,13 @@ def judge(
     *,
     headers: Mapping[str, Any] | None = None,
     max_attempts: int = 3,
+    partition: int | None = None,
     **changes: Any,
 ) -> Admitted | Refused:
     if headers is not None:
         properties = replace(properties, headers={**properties.headers, **headers})
     payload = body() if payload is None else payload
-    return admit(payload, replace(properties, **changes), limit=LIMIT, max_attempts=max_attempts)
+    return admit(payload, replace(properties, **changes), limit=LIMIT, max_attempts=max_attempts, partition=partition)
 
 
 def refusal(*arguments: Any, **options: Any) -> str:
@@ -270,9 +275,25 @@ def test_what_anyone_can_forge_is_not_looked_at() -> None:
 
 
 def test_a_session_named_twice_must_be_the_same_one() -> None:
-    assert isinstance(judge(body(args={"session_id": "s"}), headers={SESSION: "s"}), Admitted)
+    here = partition_of("s")
+    admitted = judge(body(args={"session_id": "s"}), headers={SESSION: "s"}, partition=here)
+    assert isinstance(admitted, Admitted)
+    assert admitted.session == SessionClaim(id="s")
     assert isinstance(judge(body(args={"session_id": "s"})), Admitted)
-    assert "disagree" in refusal(body(args={"session_id": "s"}), headers={SESSION: "t"})
+    assert "disagree" in refusal(body(args={"session_id": "t"}), headers={SESSION: "s"}, partition=here)
+
+
+def test_what_a_request_says_of_its_session_is_read() -> None:
+    headers = {SESSION: "é", SESSION_EPOCH: "abc@n1", SESSION_MODE: "prefer"}
+    admitted = judge(headers=headers, partition=partition_of("é"))
+    assert isinstance(admitted, Admitted)
+    assert admitted.session == SessionClaim(id="é", epoch="abc@n1", lenient=True)
+
+
+def test_a_session_is_served_by_its_own_queue_alone() -> None:
+    assert "queue of its session" in refusal(headers={SESSION: "s"})
+    assert "goes to partition" in refusal(headers={SESSION: "s"}, partition=(partition_of("s") + 1) % PARTITIONS)
+    assert "priority" in refusal(headers={SESSION: "s"}, partition=partition_of("s"), priority=7)
 
 
 def test_a_header_of_any_depth_is_refused_without_being_walked() -> None:

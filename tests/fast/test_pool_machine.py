@@ -6,8 +6,10 @@ where. The normal run is short; QUAYBRIDGE_SOAK=1 makes it long.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -18,7 +20,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from worker_node.core.pool import (
     Action,
     Cancel,
+    Claim,
     End,
+    Forget,
     Phase,
     Pool,
     PoolLimits,
@@ -31,6 +35,7 @@ from worker_node.core.pool import (
     Ticket,
     Wear,
 )
+from worker_node.core.sessions import Session, SessionLimits, Sessions
 
 SOAK = os.environ.get("QUAYBRIDGE_SOAK") == "1"
 MOST_BRIDGES = 3
@@ -66,6 +71,7 @@ class Booked(Ticket):
     slot: int | None = None
     stale: bool = False
     cancelled: bool = False
+    epoch: str | None = None  # that it ran in
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -78,6 +84,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.live: dict[int, list[Step]] = {}
         self.started: list[int] = []  # the numbers of tickets in the order they began
         self.drained = False
+        self.homes: dict[str, int] = {}  # by epoch, the bridge that served it first
+        self.bridges: dict[int, int] = {}  # by slot, which of all bridges it holds
+        self.began = 0
+        self.ran: dict[str, list[str]] = {}  # by epoch, the message ids that ran in it
 
     @initialize(
         least=st.integers(1, MOST_BRIDGES),
@@ -89,6 +99,8 @@ class PoolMachine(RuleBasedStateMachine):
         run_timeout=st.sampled_from([2.0, 20.0]),
         jitter=st.sampled_from([0.0, 0.5, 1.0]),
         concurrency=st.integers(0, 3),
+        most_sessions=st.integers(1, 4),
+        idle=st.sampled_from([math.inf, 2.0]),
     )
     def begin(
         self,
@@ -101,6 +113,8 @@ class PoolMachine(RuleBasedStateMachine):
         run_timeout: float,
         jitter: float,
         concurrency: int,
+        most_sessions: int,
+        idle: float,
     ) -> None:
         self.limits = PoolLimits(
             least=least,
@@ -118,8 +132,13 @@ class PoolMachine(RuleBasedStateMachine):
             stop_timeout=2,
             restart_delay=0.5,
             max_restart_delay=4,
+            session_quiet=1,
+            session_patience=6,
         )
-        self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter)
+        self.sessions = Sessions(
+            SessionLimits(most=most_sessions, idle=idle, age=30), map("e{}".format, itertools.count()).__next__
+        )
+        self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter, self.sessions)
         self.perform(self.pool.open(self.now))
         for slot in self.in_phase(Phase.STARTING):
             if concurrency:  # most stories begin when the bridges are up
@@ -134,12 +153,20 @@ class PoolMachine(RuleBasedStateMachine):
                     assert slot not in self.live, "a second process in one slot"
                     assert 0 <= seat < self.pool.limits.most
                     self.live[slot] = []
+                    self.began += 1
+                    self.bridges[slot] = self.began
                 case Send(slot, ticket):
                     assert self.live[slot] == [], "a request for a bridge that is being stopped"
                     assert ticket.place is Place.WAITING
                     assert ticket.deadline > self.now, "started too late"
                     ticket.place, ticket.slot = Place.RUNNING, slot
-                    self.started.append(ticket.number)
+                    if ticket.claim is None:
+                        self.started.append(ticket.number)
+                    else:
+                        self.sent_in_session(ticket, ticket.claim, slot)
+                case Forget(slot, _):
+                    assert self.live[slot] == []
+                    assert self.pool.slots[slot].phase is Phase.READY
                 case Cancel(slot, request_id):
                     assert self.pool.slots[slot].cancels
                     assert self.pool.slots[slot].runs[request_id].due > self.now
@@ -154,11 +181,38 @@ class PoolMachine(RuleBasedStateMachine):
                     assert ticket.slot == slot
                     assert reason not in HARMLESS, "a request was cut off without need"
                     if slot is None:
-                        assert reason in (Reason.DEADLINE, Reason.DRAINED, Reason.START_FAILED, Reason.CANCELLED)
+                        assert reason in (
+                            Reason.DEADLINE,
+                            Reason.DRAINED,
+                            Reason.START_FAILED,
+                            Reason.CANCELLED,
+                            Reason.SESSION_LOST,
+                            Reason.REPEATED,
+                        )
+                    if reason is Reason.SESSION_LOST:
+                        assert ticket.claim is not None
+                        assert ticket.claim.epoch is not None
+                        assert not ticket.claim.lenient
+                        live = self.sessions.get(ticket.claim.session)
+                        assert live is None or live.epoch != ticket.claim.epoch
                     assert (reason is Reason.CANCELLED) <= ticket.cancelled, "somebody else's cancel"
                     if reason is Reason.DEADLINE:
                         assert ticket.deadline <= self.now
                     ticket.place = Place.ENDED
+
+    def sent_in_session(self, ticket: Booked, claim: Claim, slot: int) -> None:
+        session = ticket.session
+        assert session is not None
+        assert session.slot == slot
+        assert self.homes.setdefault(session.epoch, self.bridges[slot]) == self.bridges[slot], "an epoch on two bridges"
+        if claim.epoch is not None:
+            assert ticket.fresh == (session.epoch != claim.epoch)
+            assert claim.lenient or not ticket.fresh
+        assert claim.message_id is not None
+        ran = self.ran.setdefault(session.epoch, [])
+        assert claim.message_id not in ran[-8:], "twice in one epoch"
+        ran.append(claim.message_id)
+        ticket.epoch = session.epoch
 
     def in_phase(self, phase: Phase) -> list[int]:
         return [slot.number for slot in self.pool.slots if slot.phase is phase]
@@ -174,6 +228,41 @@ class PoolMachine(RuleBasedStateMachine):
         ticket = Booked(request_id=request_id, deadline=self.now + patience, alone=alone, number=len(self.tickets))
         self.tickets.append(ticket)
         self.perform(self.pool.submit(ticket, self.now))
+
+    @rule(
+        session=st.sampled_from("abcde"),
+        named=st.sampled_from(["none", "live", "gone"]),
+        lenient=st.booleans(),
+        closes=st.sampled_from([False, False, False, True]),
+        patience=st.sampled_from([math.inf, 1.0, 5.0]),
+        again=st.integers(0, 9),
+        alone=st.sampled_from([False, False, True]),
+    )
+    def submit_in_session(
+        self, session: str, named: str, lenient: bool, closes: bool, patience: float, again: int, alone: bool
+    ) -> None:
+        live = self.sessions.get(session)
+        epoch = {"none": None, "live": live.epoch if live is not None else None, "gone": "another's"}[named]
+        message_id = f"m{len(self.tickets)}"
+        if not again and live is not None and live.begun:
+            message_id = live.begun[-1]
+        claim = Claim(
+            session=session,
+            partition=ord(session) % 2,
+            message_id=message_id,
+            epoch=epoch,
+            lenient=lenient,
+            closes=closes,
+        )
+        number = len(self.tickets)
+        ticket = Booked(request_id=1000 + number, deadline=self.now + patience, alone=alone, number=number, claim=claim)
+        self.tickets.append(ticket)
+        self.perform(self.pool.submit(ticket, self.now))
+
+    @rule(partition=st.integers(0, 1))
+    def moved(self, partition: int) -> None:
+        self.perform(self.pool.moved(partition, self.now))
+        assert all(session.busy and session.moved for session in self.sessions if session.partition == partition)
 
     @precondition(lambda self: self.in_phase(Phase.STARTING))
     @rule(data=st.data(), concurrency=st.integers(1, 3), cancels=st.booleans())
@@ -258,7 +347,7 @@ class PoolMachine(RuleBasedStateMachine):
             ticket.stale = True
             if ticket.place is Place.WAITING:
                 ticket.place = Place.WITHDRAWN
-        self.pool.withdraw(lambda ticket: ticket.stale)
+        self.perform(self.pool.withdraw(lambda ticket: ticket.stale))
 
     @rule()
     def give_up(self) -> None:
@@ -282,7 +371,9 @@ class PoolMachine(RuleBasedStateMachine):
             return
         inside = list(self.pool.tickets())
         assert len({id(ticket) for ticket in inside}) == len(inside)
-        assert {id(ticket) for ticket in self.pool.waiting} == self.in_place(Place.WAITING)
+        waiting = {id(ticket) for ticket in self.pool.waiting}
+        waiting |= {id(ticket) for slot in self.pool.slots for ticket in slot.pinned}
+        assert waiting == self.in_place(Place.WAITING)
         running = {id(run.ticket) for slot in self.pool.slots for run in slot.runs.values()}
         assert running == self.in_place(Place.RUNNING)
 
@@ -318,6 +409,8 @@ class PoolMachine(RuleBasedStateMachine):
             return
         pool = self.pool
         due = [ticket.deadline for ticket in pool.waiting]
+        due += [ticket.deadline for slot in pool.slots for ticket in slot.pinned]
+        due += [session.used + self.sessions.limits.idle for session in self.sessions if not session.busy]
         for slot in pool.slots:
             match slot.phase:
                 case Phase.STARTING | Phase.STOPPING:
@@ -349,8 +442,38 @@ class PoolMachine(RuleBasedStateMachine):
         if not hasattr(self, "pool") or not self.pool.waiting:
             return
         first = self.pool.waiting[0]
-        assert not any(slot.accepts(first) for slot in self.pool.slots)
+        kept = [slot for slot in self.pool.slots if slot.runs and slot.pinned and slot.pinned[0].alone]
+        assert not any(slot.accepts(first) for slot in self.pool.slots if slot not in kept)
         assert self.live or self.pool.wake_at < math.inf
+
+    @invariant()
+    def sessions_are_where_they_are_pinned(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        busy: Counter[Session] = Counter()
+        for slot in self.pool.slots:
+            for ticket in [*slot.pinned, *(run.ticket for run in slot.runs.values() if run.ticket.claim is not None)]:
+                assert ticket.session is not None
+                assert ticket.session.slot == slot.number
+                busy[ticket.session] += 1
+            if slot.pinned and slot.phase is Phase.EMPTY:
+                assert slot.seat is not None, "nobody will ever start it"
+        for session in self.sessions:
+            assert session.busy == busy[session]
+            assert not session.moved or session.busy
+        most = self.sessions.limits.most
+        assert len(self.sessions) <= max(most, sum(bool(session.busy) for session in self.sessions))
+
+    @invariant()
+    def those_of_a_slot_go_on_when_it_has_room(self) -> None:
+        """Nobody waits in a slot's line for nothing: it is full, or another has the turn, or it is on its way."""
+        if not hasattr(self, "pool"):
+            return
+        for slot in self.pool.slots:
+            if slot.pinned and slot.accepts(slot.pinned[0]):
+                assert self.pool.waiting
+                assert self.pool.waiting[0].alone
+                assert slot.runs
 
     @invariant()
     def tickets_start_in_the_order_they_came(self) -> None:

@@ -11,15 +11,22 @@ from bridge_protocol.envelope import (
     ATTEMPT,
     CONTENT_TYPE,
     DEADLINE,
+    PREFER,
     PROTOCOL,
     REPLAYS,
     SESSION,
+    SESSION_EPOCH,
+    SESSION_MODE,
     Properties,
+    SessionClaim,
+    epoch_problem,
     message_id_problem,
     read_history,
     reply_to_problem,
+    session_id_problem,
 )
 from bridge_protocol.errors import Code, FrameError
+from bridge_protocol.topology import partition_of
 from worker_node.core.fate import Fault
 
 # A deadline before 1973 in milliseconds is one that was given in seconds.
@@ -35,7 +42,7 @@ Identity = tuple[str, int, int]
 class Admitted:
     """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be.
 
-    `timestamp` is when its producer says it made it, empty if it does not.
+    `timestamp` is when its producer says it made it, empty if it does not. `session`: what it says of its own.
     """
 
     request_id: int
@@ -43,6 +50,7 @@ class Admitted:
     deadline: int | None
     attempt: int
     timestamp: str
+    session: SessionClaim | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +68,13 @@ def reply_address(properties: Properties) -> str | None:
     return properties.reply_to
 
 
-def admit(body: bytes, properties: Properties, *, limit: int, max_attempts: int) -> Admitted | Refused:
-    """Judge one message by its body and its envelope; `limit` is the largest body in bytes."""
+def admit(
+    body: bytes, properties: Properties, *, limit: int, max_attempts: int, partition: int | None = None
+) -> Admitted | Refused:
+    """Judge one message by its body and its envelope; `limit` is the largest body in bytes.
+
+    `partition`: of the session queue it came by; None: it came by the plain one.
+    """
     if len(body) > limit:
         return Refused(
             fault=Fault(code=Code.TOO_LARGE, message=f"a request of {len(body):,} bytes, the limit is {limit:,}")
@@ -72,6 +85,7 @@ def admit(body: bytes, properties: Properties, *, limit: int, max_attempts: int)
     except FrameError as error:
         return _refused(str(error))
     problem = _body_problem(decoded, request) or _envelope_problem(request, properties)
+    problem = problem or _session_problem(request, properties, partition)
     if problem is not None:
         return _refused(problem, request.id)
     headers = properties.headers
@@ -81,6 +95,7 @@ def admit(body: bytes, properties: Properties, *, limit: int, max_attempts: int)
         deadline=headers.get(DEADLINE, request.deadline),
         attempt=attempt_of(headers, max_attempts),
         timestamp=request.timestamp,
+        session=None if partition is None else _read_session(headers),
     )
 
 
@@ -119,11 +134,39 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
             return f"the deadline must be Unix milliseconds, not {_shown(deadline)}"
         if not _LEAST_DEADLINE <= deadline <= _MOST_DEADLINE:
             return f"the deadline must be Unix milliseconds, and {deadline} is not a time of this age: seconds?"
-    session = headers.get(SESSION)
-    named = request.args.get("session_id")
-    if session is not None and named is not None and session != named:
-        return "the session header and args.session_id disagree"
     return None
+
+
+def _session_problem(request: messages.Request, properties: Properties, partition: int | None) -> str | None:
+    headers = properties.headers
+    if partition is None:
+        if SESSION in headers:
+            return "a request of a session goes to the queue of its session, and not to its service's"
+        return None
+    session = headers.get(SESSION)
+    if not isinstance(session, str):
+        return f"the session header must be a session's id, as text, not {_shown(session)}"
+    if problem := session_id_problem(session):
+        return problem
+    if (right := partition_of(session)) != partition:
+        return f"that session's requests go to partition {right}, and not to {partition}"
+    if request.args.get("session_id", session) != session:
+        return "the session header and args.session_id disagree"
+    if SESSION_EPOCH in headers:
+        epoch = headers[SESSION_EPOCH]
+        if not isinstance(epoch, str):
+            return f"session-epoch must be text, not {_shown(epoch)}"
+        if problem := epoch_problem(epoch):
+            return problem
+    if headers.get(SESSION_MODE, PREFER) != PREFER:
+        return f"session-mode must be {PREFER!r}, or left out: a session is strict then"
+    if properties.priority is not None:
+        return "a request of a session has no priority: it would overtake its own kind"
+    return None
+
+
+def _read_session(headers: Mapping[str, Any]) -> SessionClaim:
+    return SessionClaim(id=headers[SESSION], epoch=headers.get(SESSION_EPOCH), lenient=SESSION_MODE in headers)
 
 
 def _shown(value: object) -> str:

@@ -83,14 +83,15 @@ def decide(
     """
     if fault.code is Code.BRIDGE_UNAVAILABLE:
         return HandBack()
-    if attempt < policy.max_attempts and _retried(fault, policy):
+    if attempt < policy.max_attempts and is_retried(fault, policy):
         delay = _delay(fault, attempt, policy, jitter)
         if delay < remaining:
             return Retry(delay, attempt + 1)
     return Ended(dead_letter=fault.code in _KEPT or (not addressed and fault.code is not Code.CANCELLED))
 
 
-def _retried(fault: Fault, policy: RetryPolicy) -> bool:
+def is_retried(fault: Fault, policy: RetryPolicy) -> bool:
+    """Whether a failure of that kind is tried again, while there are tries left."""
     # An application's own failure is an answer, unless it says that another try may end otherwise.
     wanted = fault.retryable or fault.code is not Code.APPLICATION_ERROR
     return wanted and _first_delay(fault, policy) > 0

@@ -128,12 +128,13 @@ _FAULTS: Final = frozenset(
 class Claim:
     """What a request says of its session. `epoch` None: any will do, and a new one if there is none.
 
-    `lenient`: if its epoch is gone it may run in a new one. `closes`: its end is the end of the session.
+    `message_id`: by which it is known if it comes again; None: it is not. `lenient`: if its epoch is gone it may run
+    in a new one. `closes`: its end is the end of the session.
     """
 
     session: str
     partition: int
-    message_id: str
+    message_id: str | None
     epoch: str | None = None
     lenient: bool = False
     closes: bool = False
@@ -550,17 +551,21 @@ class Pool(Generic[T]):
             self._watch(ticket.deadline)
         return actions
 
-    def withdraw(self, gone: Callable[[T], bool]) -> None:
+    def withdraw(self, gone: Callable[[T], bool]) -> list[Action[T]]:
         """Forget the waiting tickets of which `gone` holds: somebody else has them now."""
+        actions: list[Action[T]] = []
         self.waiting = deque(ticket for ticket in self.waiting if not gone(ticket))
         for slot in self.slots:
             for ticket in [ticket for ticket in slot.pinned if gone(ticket)]:
-                self._unpin(slot, ticket)
+                self._unpin(slot, ticket, actions)
+        return actions
 
     def moved(self, partition: int, now: float) -> list[Action[T]]:
         """Another node has the queue of that number: its sessions here end, those with a request when that is done."""
         actions: list[Action[T]] = []
-        for session in [session for session in self.sessions or () if session.partition == partition]:
+        if self.sessions is None:
+            return actions
+        for session in [session for session in self.sessions if session.partition == partition]:
             if session.busy:
                 session.moved = True
             else:
@@ -581,8 +586,10 @@ class Pool(Generic[T]):
             return actions
         for slot in self.slots:
             if ticket in slot.pinned:
-                self._unpin(slot, ticket)
-                return [End(ticket, Reason.CANCELLED)]
+                self._unpin(slot, ticket, actions)
+                actions.append(End(ticket, Reason.CANCELLED))
+                self._assign(now, actions)  # as above
+                return actions
             run = slot.runs.get(ticket.request_id)
             if run is not None and run.ticket is ticket and run.reason is None:
                 run.reason = Reason.CANCELLED
@@ -619,6 +626,8 @@ class Pool(Generic[T]):
                     self._retire(slot, now, actions)
             elif slot.phase is Phase.EMPTY:
                 slot.due = now
+                if slot.seat is None:
+                    self._end_sessions(slot, Reason.SURPLUS, {}, now, actions)  # those that waited for it to start
         self._fill(now, actions)
         self._replace(now, actions)
         self._assign(now, actions)
@@ -649,7 +658,7 @@ class Pool(Generic[T]):
         self.waiting.clear()
         for slot in self.slots:
             for ticket in list(slot.pinned):
-                self._unpin(slot, ticket)
+                self._unpin(slot, ticket, actions)
                 actions.append(End(ticket, reason))
         return actions
 
@@ -865,7 +874,7 @@ class Pool(Generic[T]):
                 self._end_session(surplus, Ending.EVICTED, actions)
             slot = self._slot_for_session()
             session = sessions.open(claim.session, partition=claim.partition, slot=slot.number, now=now)
-        elif claim.message_id in session.begun:
+        elif claim.message_id is not None and claim.message_id in session.begun:
             actions.append(End(ticket, Reason.REPEATED))
             return
         ticket.session = session
@@ -876,39 +885,47 @@ class Pool(Generic[T]):
         self._pinned += 1
 
     def _slot_for_session(self) -> Slot[T]:
-        """The slot with the fewest sessions, of those that will last; of equals the least busy."""
+        """The slot with the fewest sessions, of those that will last; of equals one that is ready, and least busy."""
         sessions = self.sessions
         assert sessions is not None
 
-        def rank(slot: Slot[T]) -> tuple[bool, bool, int, int, int]:
+        def rank(slot: Slot[T]) -> tuple[bool, int, bool, int, int]:
             leaving = slot.retiring or slot.doomed or slot.worn is not None or slot.phase is Phase.STOPPING
             ready = slot.phase is Phase.READY
-            return leaving, not ready, sessions.count_on(slot.number), len(slot.runs), slot.number
+            unsuitable = leaving or slot.start_failed or slot.faults > 0
+            return unsuitable, sessions.count_on(slot.number), not ready, len(slot.runs), slot.number
 
         return min((slot for slot in self.slots if slot.seat is not None), key=rank)
 
-    def _unpin(self, slot: Slot[T], ticket: T) -> None:
+    def _unpin(self, slot: Slot[T], ticket: T, actions: list[Action[T]]) -> None:
         """Take a ticket out of its line."""
         slot.pinned.remove(ticket)
         self._pinned -= 1
-        assert ticket.session is not None
-        ticket.session.busy -= 1
-        ticket.session = None
+        session, ticket.session = ticket.session, None
+        assert session is not None
+        self._less_busy(session, actions)
+
+    def _less_busy(self, session: Session, actions: list[Action[T]]) -> None:
+        """It has one request fewer. If that was what it was kept for, it ends; if not, it may expire now."""
+        sessions = self.sessions
+        assert sessions is not None
+        session.busy -= 1
+        if session.busy or sessions.get(session.id) is not session:
+            return
+        if session.moved:
+            self._end_session(session, Ending.MOVED, actions)
+        else:
+            self._watch(sessions.next_expiry)
 
     def _release(self, ticket: T, session: Session, now: float, actions: list[Action[T]]) -> None:
         """A request of a session has ended, and the session lives on; or not."""
         sessions = self.sessions
         assert sessions is not None
-        session.busy -= 1
-        if sessions.get(session.id) is not session:
-            return
-        sessions.use(session, now)
-        if ticket.claim is not None and ticket.claim.closes:
-            self._end_session(session, Ending.CLOSED, actions)
-        elif session.moved and not session.busy:
-            self._end_session(session, Ending.MOVED, actions)
-        else:
-            self._watch(sessions.next_expiry)
+        if sessions.get(session.id) is session:
+            sessions.use(session, now)
+            if ticket.claim is not None and ticket.claim.closes:
+                sessions.end(session, Ending.CLOSED)  # its bridge was told by that request
+        self._less_busy(session, actions)
 
     def _end_session(self, session: Session, ending: Ending, actions: list[Action[T]]) -> None:
         """It ends though its bridge lives on."""
@@ -927,7 +944,7 @@ class Pool(Generic[T]):
         for session in self.sessions.on_slot(slot.number):
             self.sessions.end(session, ending, details if ending is Ending.CRASHED else None)
         for ticket in list(slot.pinned):
-            self._unpin(slot, ticket)
+            self._unpin(slot, ticket, actions)
             assert ticket.claim is not None
             self._pin(ticket, ticket.claim, now, actions)
 
@@ -936,7 +953,7 @@ class Pool(Generic[T]):
             return
         for slot in self.slots:
             for ticket in [ticket for ticket in slot.pinned if ticket.deadline <= now]:
-                self._unpin(slot, ticket)
+                self._unpin(slot, ticket, actions)
                 actions.append(End(ticket, Reason.DEADLINE))
             for ticket in slot.pinned:
                 self._watch(ticket.deadline)
@@ -1040,18 +1057,21 @@ class Pool(Generic[T]):
             while slot.pinned:
                 ticket = slot.pinned[0]
                 if ticket.deadline <= now:
-                    self._unpin(slot, ticket)
+                    self._unpin(slot, ticket, actions)
                     actions.append(End(ticket, Reason.DEADLINE))
                     continue
                 if slot.phase is Phase.EMPTY:
                     self._start_for_pinned(slot, now, actions)
-                if not slot.accepts(ticket) or (contested and not self._is_sessions_turn(slot)):
+                if not slot.accepts(ticket) or (slot.runs and self.waiting and self.waiting[0].alone):
+                    break  # one that must be alone waits for a slot to be empty
+                if contested and not self._is_sessions_turn(slot):
                     break
                 slot.pinned.popleft()
                 self._pinned -= 1
                 assert ticket.session is not None
                 assert ticket.claim is not None
-                ticket.session.begin(ticket.claim.message_id)
+                if ticket.claim.message_id is not None:
+                    ticket.session.begin(ticket.claim.message_id)
                 self._send(slot, ticket, now, actions)
 
     def _start_for_pinned(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
@@ -1075,6 +1095,8 @@ class Pool(Generic[T]):
             if slot.accepts(ticket) and (best is None or len(slot.runs) < len(best.runs)):
                 if not slot.runs:
                     return slot
+                if slot.pinned and slot.pinned[0].alone:
+                    continue  # that waits for the slot to be empty
                 best = slot
         return best
 

@@ -1,0 +1,57 @@
+"""What an asynchronous caller holds while its request is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any, Protocol
+
+from producer.reply import Reply
+
+
+class Canceller(Protocol):
+    """Whoever sent the request, and can have it cancelled: see AsyncProducer."""
+
+    async def cancel_until(
+        self, service: str, message_id: str, ended: asyncio.Future[Reply], timeout: float | None
+    ) -> bool:
+        """Tell the nodes until the request has `ended`; whether it ended in Cancelled."""
+
+
+class Handle:
+    """A request on its way. Await it for the Reply, or for the exception that stands for its failure."""
+
+    __slots__ = ("_producer", "future", "message_id", "service")
+
+    def __init__(self, producer: Canceller, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
+        self.service = service
+        self.message_id = message_id
+        self.future = future
+        self._producer = producer
+
+    def __repr__(self) -> str:
+        return f"<Handle {self.message_id} {'done' if self.future.done() else 'waiting'}>"
+
+    def __await__(self) -> Generator[Any, None, Reply]:
+        return self.future.__await__()
+
+    async def result(self) -> Reply:
+        """The Reply. Raises the exception that stands for the request's failure."""
+        return await self.future
+
+    def done(self) -> bool:
+        """Whether it has come to its end, either way."""
+        return self.future.done()
+
+    async def cancel(self, *, timeout: float | None = None) -> bool:
+        """Have it not run, or not run on; whether that is how it ended. Whoever awaits it is told the same.
+
+        True: it ends in Cancelled. False, and `done()`: it had ended otherwise before, in its reply as a rule.
+        False, and not `done()`: no answer came within `timeout` seconds (None: the request's own timeout); it goes
+        on, and is still cancelled if it comes to a node that has heard of it. What has begun is stopped by the
+        bridge itself if it can, and otherwise by ending the bridge. Best effort for what waits in a queue: a node
+        that starts after the last `cancel` does not know of it.
+
+        To stop listening, without a word to anybody, cancel `future` instead.
+        """
+        return await self._producer.cancel_until(self.service, self.message_id, self.future, timeout)

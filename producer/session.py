@@ -1,0 +1,330 @@
+"""A session, as a producer sees it: its requests meet the same live bridge, one after the other.
+
+    session = producer.session("user-7", service="notebook")
+    await session.call("run", {"code": "x = 1"})
+    reply = await session.call("run", {"code": "x + 1"})      # 2: by the same process, wherever that is
+    await session.close()
+
+Each reply names the *epoch* of that bridge, and each request the epoch of the reply before. If that is gone, so is
+what the bridge had in memory, and `mode` says what then:
+
+    strict     SessionLost is raised, once, with the reason; the call after that begins anew
+    prefer     the request runs in a new epoch, and its reply says `fresh`
+    rebuild    the requests of the `journal` are sent again, in order, to a new bridge, and then the request itself
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import deque
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+from bridge_protocol.errors import (
+    BadRequest,
+    BridgeCrashed,
+    Cancelled,
+    DeadlineExceeded,
+    QuaybridgeError,
+    RequestFailed,
+    SessionLost,
+)
+from bridge_protocol.messages import CLEANUP_SESSION, with_deadline
+from producer.handle import Canceller, Handle
+from producer.reply import Reply
+from producer.request import PreparedRequest, session_problem
+
+Mode = Literal["strict", "prefer", "rebuild"]
+
+DEFAULT_TIMEOUT = 30.0  # seconds
+MOST_WAITING = 1000
+MOST_JOURNALED = 100
+MOST_JOURNALED_BYTES = 4 * 1024 * 1024
+REMEMBERED_EPOCHS = 8  # that are gone
+
+
+class Sender(Canceller, Protocol):
+    """What a session needs of its producer: see AsyncProducer."""
+
+    def prepare(
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None,
+        *,
+        timeout: float,
+        idempotent: bool = False,
+        session: str | None = None,
+    ) -> PreparedRequest:
+        """Check and encode a request."""
+
+    def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
+        """Send it, if there is room."""
+
+    async def send(self, request: PreparedRequest, timeout: float) -> Handle:
+        """Send it when there is room."""
+
+
+class SessionHandle(Handle):
+    """A request of a session: waiting for those before it, or on its way."""
+
+    __slots__ = ("sent",)
+
+    def __init__(self, producer: Canceller, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
+        super().__init__(producer, service, message_id, future)
+        self.sent = False
+
+    async def cancel(self, *, timeout: float | None = None) -> bool:
+        """As Handle.cancel; one that waits for those before it is not sent, and ends at once."""
+        if not self.sent and not self.future.done():
+            self.future.set_exception(Cancelled("it was cancelled before it was sent", message_id=self.message_id))
+            return True
+        return await super().cancel(timeout=timeout)
+
+
+@dataclass(slots=True, eq=False)
+class _Order:
+    """A request in line, until `end` on the loop's clock."""
+
+    request: PreparedRequest
+    end: float
+    handle: SessionHandle
+
+
+class AsyncSession:
+    """Made by AsyncProducer.session. On the event loop of its producer.
+
+    Only one object should use a session's id at a time: the order of what two send is not theirs to say. At most
+    `max_waiting` requests wait here; then `submit` waits. Of the commands in `journal` (for `rebuild`) the requests
+    that succeeded are kept, at most `max_journal` of them and `max_journal_bytes` in all: with more, a loss cannot be
+    made good, and is raised. Raises BadRequest for an id that cannot be one.
+    """
+
+    def __init__(
+        self,
+        producer: Sender,
+        id: str,
+        *,
+        service: str,
+        mode: Mode = "strict",
+        journal: Collection[str] = (),
+        max_waiting: int = MOST_WAITING,
+        max_journal: int = MOST_JOURNALED,
+        max_journal_bytes: int = MOST_JOURNALED_BYTES,
+    ) -> None:
+        if problem := session_problem(id):
+            raise BadRequest(problem)
+        if mode not in ("strict", "prefer", "rebuild"):
+            raise ValueError(f"mode must be 'strict', 'prefer' or 'rebuild', not {mode!r}")
+        if journal and mode != "rebuild":
+            raise ValueError("a journal is for the mode 'rebuild'")
+        if max_waiting < 1:
+            raise ValueError(f"max_waiting must be at least 1, not {max_waiting}")
+        self.id = id
+        self.service = service
+        self.mode: Mode = mode
+        self.epoch: str | None = None
+        self.lost = 0  # how often its bridge was found to be gone
+        self.rebuilt = 0  # how often that was made good from the journal
+        self._producer = producer
+        self._commands = frozenset(journal)
+        self._journal: list[PreparedRequest] = []
+        self._journal_bytes = 0
+        self._max_journal = max_journal
+        self._max_journal_bytes = max_journal_bytes
+        self._outdated: deque[str | None] = deque(maxlen=REMEMBERED_EPOCHS)
+        self._line: deque[_Order] = deque()
+        self._max_waiting = max_waiting
+        self._room = asyncio.Event()
+        self._driving: asyncio.Task[None] | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{len(self._line)} waiting"
+        return f"<AsyncSession {self.id!r} of {self.service}, {self.mode}, {state}, epoch {self.epoch}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def call(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+    ) -> Reply:
+        """Send a request, after those before it have ended, and await its reply, for `timeout` seconds in all.
+
+        Raises what AsyncProducer.call does, and SessionLost as `mode` says.
+        """
+        handle = await self.submit(command, args, timeout=timeout, idempotent=idempotent)
+        return await handle.future
+
+    async def submit(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        idempotent: bool = False,
+    ) -> Handle:
+        """Put a request in line; its handle. Waits while the line is full. Raises BadRequest and TooLarge.
+
+        Raises DeadlineExceeded if the line stays full for `timeout` seconds; that time counts for the request too.
+        """
+        if self._closed:
+            raise BadRequest(f"the session {self.id!r} was closed here: make another object for it")
+        request = self._producer.prepare(
+            self.service, command, args, timeout=timeout, idempotent=idempotent, session=self.id
+        )
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
+        try:
+            async with asyncio.timeout_at(end):
+                while len(self._line) >= self._max_waiting:
+                    self._room.clear()
+                    await self._room.wait()
+        except TimeoutError:
+            raise _too_late(request) from None
+        handle = SessionHandle(self._producer, self.service, request.message_id, loop.create_future())
+        self._line.append(_Order(request, end, handle))
+        if self._driving is None:
+            self._driving = loop.create_task(self._drive(), name=f"session {self.id[:64]}")
+        return handle
+
+    async def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """End the session, after what is in line: its bridge forgets it. Does nothing if there is none, or twice.
+
+        A bridge that cannot be told ends it by itself, when it has been idle for long.
+        """
+        if self._closed:
+            return
+        if self._line or self._driving is not None or self.epoch is not None:
+            with suppress(QuaybridgeError):
+                handle = await self.submit(CLEANUP_SESSION, timeout=timeout)
+                self._closed = True
+                await handle.future
+        self._closed = True
+
+    # One request after the other.
+
+    async def _drive(self) -> None:
+        try:
+            while self._line:
+                order = self._line.popleft()
+                self._room.set()
+                future = order.handle.future
+                if future.done():
+                    continue  # given up while it waited
+                try:
+                    reply = await self._carry_out(order)
+                except QuaybridgeError as error:
+                    if not future.done():
+                        future.set_exception(error)
+                else:
+                    if not future.done():
+                        future.set_result(reply)
+        finally:
+            self._driving = None
+
+    async def _carry_out(self, order: _Order) -> Reply:
+        asked = order.request
+        if asked.command == CLEANUP_SESSION and self.epoch is None:
+            return Reply(result=None, message_id=asked.message_id)  # there is nothing to clean up
+        try:
+            reply = await self._send(asked, order)
+        except (SessionLost, BridgeCrashed) as error:
+            if self.mode != "rebuild" or asked.command == CLEANUP_SESSION:
+                raise
+            reply = await self._rebuild(order, error)
+        if asked.command in self._commands:
+            self._note(asked)
+        elif asked.command == CLEANUP_SESSION:
+            self._lose(self.epoch)
+            self._journal.clear()
+            self._journal_bytes = 0
+        return reply
+
+    async def _rebuild(self, order: _Order, loss: RequestFailed) -> Reply:
+        """Send the journal again, to a new bridge, and then the request that found that the old one is gone."""
+        self._lose(self.epoch)
+        if len(self._journal) > self._max_journal or self._journal_bytes > self._max_journal_bytes:
+            raise SessionLost(
+                f"{loss.message}; and its journal is over its limit, so it was not rebuilt", details=loss.details
+            ) from loss
+        for kept in self._journal:
+            try:
+                await self._send(_again(kept, order.request.deadline), order)
+            except RequestFailed as error:
+                raise SessionLost(
+                    f"{loss.message}; it could not be rebuilt: {kept.command}: {error.message}", details=loss.details
+                ) from error
+        self.rebuilt += 1
+        return await self._send(_again(order.request, order.request.deadline), order)
+
+    def _note(self, request: PreparedRequest) -> None:
+        """Keep it for a rebuild. Past the limits the rest need not be kept: there will be none."""
+        if len(self._journal) <= self._max_journal and self._journal_bytes <= self._max_journal_bytes:
+            self._journal.append(request)
+            self._journal_bytes += len(request.body)
+
+    async def _send(self, request: PreparedRequest, order: _Order) -> Reply:
+        """Send one request, and learn from what comes back."""
+        left = order.end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise _too_late(request)
+        assert request.session is not None
+        claim = replace(request.session, epoch=self.epoch, lenient=self.mode == "prefer")
+        request = request._replace(session=claim, outdated=self._outdated)
+        handle = self._producer.send_at_once(request, left) or await self._producer.send(request, left)
+        order.handle.message_id = request.message_id
+        order.handle.sent = True
+        order.handle.future.add_done_callback(lambda _: handle.future.cancel())  # nobody listens any more
+        try:
+            reply = await handle.future
+        except asyncio.CancelledError:
+            if order.handle.future.done():
+                raise Cancelled("nobody listens", message_id=request.message_id) from None
+            raise
+        except RequestFailed as error:
+            if isinstance(error, SessionLost):
+                self.lost += 1
+                self._lose(self.epoch)
+            elif error.session_epoch is not None:
+                self._renew(error.session_epoch)
+            raise
+        if reply.session_epoch is not None:
+            self._renew(reply.session_epoch)
+        return reply
+
+    def _renew(self, epoch: str) -> None:
+        if epoch != self.epoch:
+            self._lose(self.epoch)
+            self.epoch = epoch
+
+    def _lose(self, epoch: str | None) -> None:
+        """That epoch is over: what is still said of it is not listened to."""
+        if epoch is not None:
+            self._outdated.append(epoch)
+        self.epoch = None
+
+
+def _again(request: PreparedRequest, deadline: int | None) -> PreparedRequest:
+    """The same request, as a new one."""
+    body = with_deadline(request.body, deadline)
+    return request._replace(message_id=secrets.token_hex(16), body=body, deadline=deadline)
+
+
+def _too_late(request: PreparedRequest) -> DeadlineExceeded:
+    text = "the deadline passed while it waited for those of its session before it; it was not sent"
+    return DeadlineExceeded(text, message_id=request.message_id)

@@ -1,0 +1,64 @@
+"""A bridge whose sessions count upwards, in memory: what is lost with it can be told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+from bridge_sdk import Bridge
+from bridge_sdk.session import Session
+
+bridge = Bridge()
+closed: list[str] = []
+
+
+@bridge.session_opened
+def opened(session: Session) -> None:
+    session.state["count"] = 0
+
+
+@bridge.session_closed
+def over(session: Session) -> None:
+    closed.append(session.id)
+
+
+@bridge.command
+def count(seconds: float = 0.0) -> dict[str, Any]:
+    """One more."""
+    time.sleep(seconds)
+    bridge.session.state["count"] += 1
+    return {"count": bridge.session.state["count"], "pid": os.getpid()}
+
+
+@bridge.command
+def start_at(number: int) -> int:
+    """Where to count from."""
+    bridge.session.state["count"] = number
+    return number
+
+
+@bridge.command
+def crash(attempts: int = 1) -> str:
+    """Die, but not at a later attempt than this."""
+    if bridge.request.attempt <= attempts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "survived"
+
+
+@bridge.command
+def plain(seconds: float = 0.0) -> int:
+    """Needs no session."""
+    time.sleep(seconds)
+    return os.getpid()
+
+
+@bridge.command
+def ended() -> list[str]:
+    """The sessions that are over."""
+    return closed
+
+
+if __name__ == "__main__":
+    bridge.serve()

@@ -1,0 +1,224 @@
+"""What a service takes from the queues of its sessions: which of them this node owns, and when it lets one go.
+
+Each node consumes each of these queues, and the broker gives one queue's messages to one of them: from RabbitMQ 4.0
+on to the one whose consumer has the highest priority. So a queue goes where `weight` is highest among the nodes that
+are there, and when a node comes or goes only its own queues move: rendezvous hashing, done by the broker. Before 4.0
+a queue stays where it is until its node goes.
+
+    not owned ──first delivery: announce──▶ owned ──another node announces──▶ not owned
+        │                                     │
+        └── a delivery of another's epoch, just after (re)connecting ──▶ handing back ──▶ not owned, consumed later
+
+The broker tells a consumer nothing when it prefers another: the node that gets a queue's first delivery says so to all.
+After a broker's restart the first node back would get every queue, and end the sessions of all others. So a node that
+has just connected hands back what names another node's epoch, and leaves that queue alone for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+
+from bridge_protocol.envelope import SESSION_EPOCH, epoch_node
+from bridge_protocol.topology import PARTITIONS, session_queue
+from broker.contract import BrokerError, Channel, Consumer, Delivery
+
+PREFETCH = 4  # of each queue
+HAND_BACK = 15.0  # seconds after (re)connecting
+REBALANCES_FROM = 4  # RabbitMQ's major version
+
+logger = logging.getLogger("quaybridge.node")
+
+
+def weight(node: str, partition: int) -> int:
+    """The priority of a node's consumer of a partition: who has the highest is to own it."""
+    return int.from_bytes(hashlib.blake2b(f"{node}/{partition}".encode()).digest()[:3])
+
+
+@dataclass(slots=True, eq=False)
+class _Partition:
+    """`owned`: this node had its latest delivery, as far as is known. `held`: deliveries to be handed back."""
+
+    number: int
+    consumer: Consumer | None = None
+    owned: bool = False
+    leaving: asyncio.Task[None] | None = None
+    held: list[Delivery] = field(default_factory=list)
+
+
+class Partitions:
+    """The consumers of a service's session queues. `on_owned` is told when this node owns one that it did not own."""
+
+    def __init__(
+        self,
+        service: str,
+        node: str,
+        *,
+        on_delivery: Callable[[Delivery, int], None],
+        on_owned: Callable[[int], None],
+        on_cancelled: Callable[[Consumer], None],
+    ) -> None:
+        self.service = service
+        self.handed_back = 0
+        self._node = node
+        self._on_delivery = on_delivery
+        self._on_owned = on_owned
+        self._on_cancelled = on_cancelled
+        self._channel: Channel | None = None
+        self._attached = 0.0
+        self._wanted = False
+        self._told = False
+        self._partitions = [_Partition(number) for number in range(PARTITIONS)]
+        self._adjusting: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Partitions of {self.service}: {len(self.owned)} owned of {PARTITIONS}>"
+
+    @property
+    def owned(self) -> list[int]:
+        """The numbers of those that this node serves, as far as it knows."""
+        return [partition.number for partition in self._partitions if partition.owned]
+
+    @property
+    def stopped(self) -> bool:
+        """Whether there is no consumer."""
+        return all(partition.consumer is None for partition in self._partitions)
+
+    async def attach(self, channel: Channel) -> None:
+        """Consume on this new channel. Raises BrokerError if it cannot."""
+        self.detach()
+        self._channel = channel
+        self._attached = asyncio.get_running_loop().time()
+        if not self._told and not _rebalances(channel.server):
+            logger.warning(
+                "%s: %s gives a session queue to the first node that takes it, for as long as that node is there: "
+                "with RabbitMQ 4.0 or later sessions spread over all nodes",
+                *(self.service, channel.server),
+            )
+        self._told = True
+        self._adjusting = asyncio.get_running_loop().create_task(self._adjust(channel))
+        await self._adjusting
+
+    def detach(self) -> None:
+        """The channel is gone, and its consumers with it."""
+        self._channel = None
+        for partition in self._partitions:
+            partition.consumer = None
+            partition.owned = False
+            partition.held.clear()
+            if partition.leaving is not None:
+                partition.leaving.cancel()
+                partition.leaving = None
+
+    def want(self, wanted: bool) -> None:
+        """From now on consume them, or none."""
+        if self._wanted is not wanted:
+            self._wanted = wanted
+            if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
+                self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._adjust(self._channel)))
+
+    async def settled(self) -> None:
+        """Wait until what is wanted is so, or the channel is gone."""
+        under_way = [partition.leaving for partition in self._partitions if partition.leaving is not None]
+        if not self._wanted:
+            for leaving in under_way:
+                leaving.cancel()
+        if self._adjusting is not None:
+            under_way.append(self._adjusting)
+        if under_way:
+            await asyncio.wait(under_way)
+
+    def lose(self, number: int) -> None:
+        """Another node has announced that one."""
+        self._partitions[number].owned = False
+
+    # Consuming.
+
+    async def _follow(self, work: Coroutine[None, None, None]) -> None:
+        channel = self._channel
+        try:
+            await work
+        except BrokerError:
+            # The channel closed under it: its link opens another, and attaches that.
+            if channel is not None and not channel.closed:
+                raise
+
+    async def _adjust(self, channel: Channel) -> None:
+        while self._channel is channel:
+            wanted = self._wanted
+            different = [
+                partition
+                for partition in self._partitions
+                if (partition.consumer is not None) is not wanted and partition.leaving is None
+            ]
+            if not different:
+                return
+            await asyncio.gather(*(self._set(channel, partition, wanted) for partition in different))
+
+    async def _set(self, channel: Channel, partition: _Partition, wanted: bool) -> None:
+        if wanted:
+            consumer = await channel.consume(
+                session_queue(self.service, partition.number),
+                lambda delivery: self._take(partition, delivery),
+                on_cancelled=self._on_cancelled,
+                prefetch=PREFETCH,
+                priority=weight(self._node, partition.number),
+            )
+            if self._channel is channel:
+                partition.consumer = consumer
+        elif partition.consumer is not None:
+            consumer, partition.consumer = partition.consumer, None
+            partition.owned = False
+            await channel.cancel(consumer)
+
+    def _take(self, partition: _Partition, delivery: Delivery) -> None:
+        if partition.leaving is not None:
+            partition.held.append(delivery)
+            return
+        loop = asyncio.get_running_loop()
+        if self._is_anothers(delivery) and loop.time() < self._attached + HAND_BACK:
+            partition.owned = False
+            partition.held.append(delivery)
+            partition.leaving = loop.create_task(self._follow(self._leave(partition)))
+            return
+        if not partition.owned:
+            partition.owned = True
+            self._on_owned(partition.number)
+        self._on_delivery(delivery, partition.number)
+
+    def _is_anothers(self, delivery: Delivery) -> bool:
+        """Whether it names the epoch of another node."""
+        epoch = delivery.properties.headers.get(SESSION_EPOCH)
+        return isinstance(epoch, str) and epoch_node(epoch) not in ("", self._node)
+
+    async def _leave(self, partition: _Partition) -> None:
+        """Leave the queue to whoever else is there, until their time to come back is over."""
+        channel = self._channel
+        assert channel is not None
+        logger.debug("%s: partition %d is handed back: its sessions are another's", self.service, partition.number)
+        try:
+            if partition.consumer is None and self._adjusting is not None:
+                await asyncio.wait([self._adjusting])  # a first delivery may come before `consume` returns
+            consumer, partition.consumer = partition.consumer, None
+            if consumer is not None:
+                await channel.cancel(consumer)
+            # Rejected before, they would come here again.
+            for delivery in partition.held:
+                self.handed_back += 1
+                delivery.reject(requeue=True)
+            partition.held.clear()
+            await asyncio.sleep(self._attached + HAND_BACK - asyncio.get_running_loop().time())
+        finally:
+            partition.leaving = None
+        if self._channel is channel and self._wanted:
+            await self._set(channel, partition, True)
+
+
+def _rebalances(server: str) -> bool:
+    """Whether that broker acts on the priorities of single active consumers."""
+    product, _, version = server.partition(" ")
+    major = version.partition(".")[0]
+    return product != "RabbitMQ" or not major.isdigit() or int(major) >= REBALANCES_FROM
