@@ -292,7 +292,7 @@ def test_what_a_request_says_of_its_session_is_read() -> None:
 
 def test_a_session_is_served_by_its_own_queue_alone() -> None:
     assert "queue of its session" in refusal(headers={SESSION: "s"})
-    assert "goes to partition" in refusal(headers={SESSION: "s"}, partition=(partition_of("s") + 1) % PARTITIONS)
+    assert "go to partition" in refusal(headers={SESSION: "s"}, partition=(partition_of("s") + 1) % PARTITIONS)
     assert "priority" in refusal(headers={SESSION: "s"}, partition=partition_of("s"), priority=7)
 
 

@@ -166,7 +166,6 @@ class PoolMachine(RuleBasedStateMachine):
                         self.sent_in_session(ticket, ticket.claim, slot)
                 case Forget(slot, _):
                     assert self.live[slot] == []
-                    assert self.pool.slots[slot].phase is Phase.READY
                 case Cancel(slot, request_id):
                     assert self.pool.slots[slot].cancels
                     assert self.pool.slots[slot].runs[request_id].due > self.now

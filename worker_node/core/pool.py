@@ -536,6 +536,10 @@ class Pool(Generic[T]):
     def due(self, now: float) -> list[Action[T]]:
         """Time passed: whatever is late by `now` is acted on, and `wake_at` says when to ask again."""
         actions: list[Action[T]] = []
+        for slot in self.slots:
+            for ticket in [ticket for ticket in slot.pinned if ticket.deadline <= now]:
+                self._unpin(slot, ticket, actions)
+                actions.append(End(ticket, Reason.DEADLINE))
         self.wake_at = math.inf
         for slot in self.slots:
             self._due(slot, now, actions)
@@ -914,6 +918,8 @@ class Pool(Generic[T]):
             return
         if session.moved:
             self._end_session(session, Ending.MOVED, actions)
+        elif len(sessions) > sessions.limits.most and (surplus := sessions.surplus()) is not None:
+            self._end_session(surplus, Ending.EVICTED, actions)  # all were busy when one too many came
         else:
             self._watch(sessions.next_expiry)
 
@@ -952,9 +958,6 @@ class Pool(Generic[T]):
         if self.sessions is None:
             return
         for slot in self.slots:
-            for ticket in [ticket for ticket in slot.pinned if ticket.deadline <= now]:
-                self._unpin(slot, ticket, actions)
-                actions.append(End(ticket, Reason.DEADLINE))
             for ticket in slot.pinned:
                 self._watch(ticket.deadline)
         for session, ending in self.sessions.expired(now):

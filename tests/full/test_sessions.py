@@ -1,0 +1,201 @@
+"""Sessions on RabbitMQ, with nodes that are processes: they join, leave, are killed and held up, and the broker restarts.
+
+Each session counts upwards in its bridge's memory, so what happened to it shows in what it counts: within one epoch
+there is no gap and nothing twice, and a loss is told. The short form has fewer sessions and rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from soak import SOAK
+from vhost import Vhost
+
+from bridge_protocol.errors import BridgeCrashed, SessionLost
+from bridge_protocol.topology import PARTITIONS, partition_of
+from producer.async_producer import AsyncProducer
+from producer.session import AsyncSession
+from worker_node.partitions import weight
+
+SESSIONS = 200 if SOAK else 64
+ROUNDS = 10 if SOAK else 1
+PATIENCE = 90.0  # seconds for what takes ten on an idle machine
+ONE_NODE = Path(__file__).parent / "one_node.py"
+COUNTS = Path(__file__).parents[1] / "bridges" / "counts.py"
+
+
+@asynccontextmanager
+async def node(url: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A node in a process of its own, which serves."""
+    settings = {
+        "name": name,
+        "drain_timeout": 10,
+        "services": [
+            {
+                "name": "work",
+                "command": [sys.executable, str(COUNTS)],
+                "bridges": 2,
+                "stop_timeout": 1,
+                "sessions": {"enabled": True},
+            }
+        ],
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ONE_NODE), json.dumps(settings), url, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            assert await process.stdout.readline() == b"serving\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+        await process.wait()
+
+
+class Counters:
+    """Sessions that count, and the books of what each was told."""
+
+    def __init__(self, producer: AsyncProducer, count: int) -> None:
+        self.sessions = [producer.session(f"session {number}", service="work") for number in range(count)]
+        self.nodes: dict[str, str] = {}  # by session, who served it last
+        self.lost: set[str] = set()  # since `forget`
+        self._last: dict[str, tuple[str | None, int]] = {}
+        self._homes: dict[str, tuple[str | None, int]] = {}  # by epoch: its node, and its bridge's process
+
+    async def count(self, times: int = 1) -> None:
+        """Each of them counts, all at the same time."""
+        await asyncio.gather(*(self._count(session, times) for session in self.sessions))
+
+    def forget(self) -> None:
+        self.lost.clear()
+
+    async def _count(self, session: AsyncSession, times: int) -> None:
+        for _ in range(times):
+            try:
+                reply = await session.call("count", timeout=PATIENCE)
+            except (SessionLost, BridgeCrashed):
+                self.lost.add(session.id)
+                if session.epoch is None:
+                    self._last.pop(session.id, None)
+                continue
+            epoch, number = reply.session_epoch, reply.result["count"]
+            assert epoch is not None
+            before, last = self._last.get(session.id, (None, 0))
+            assert number == (last + 1 if epoch == before else 1), f"{session.id}: {last} then {number}"
+            assert before in (None, epoch), f"{session.id} got another bridge and was not told"
+            home = reply.node, reply.result["pid"]
+            assert self._homes.setdefault(epoch, home) == home, "an epoch answered by two processes"
+            self._last[session.id] = epoch, number
+            assert reply.node is not None
+            self.nodes[session.id] = reply.node
+
+    def moves(self, before: dict[str, str]) -> set[int]:
+        """The partitions that another node serves than before."""
+        return {partition_of(id) for id, name in self.nodes.items() if before[id] != name}
+
+
+def owners(names: list[str]) -> dict[int, str]:
+    """Who is to own each partition, with these nodes there."""
+    return {number: max(names, key=lambda name: weight(name, number)) for number in range(PARTITIONS)}
+
+
+def is_as_computed(counters: Counters, names: list[str]) -> bool:
+    computed = owners(names)
+    return all(computed[partition_of(id)] == name for id, name in counters.nodes.items())
+
+
+async def settle(counters: Counters, names: list[str]) -> None:
+    """Count until every session is where it is computed to be."""
+    async with asyncio.timeout(PATIENCE):
+        while True:
+            await counters.count()
+            if is_as_computed(counters, names):
+                return
+            await asyncio.sleep(0.5)
+
+
+async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> None:
+    version = rabbitmq_each.rabbitmq.control("version")
+    if version.startswith("3."):
+        pytest.skip("before 4.0 sessions do not follow priorities: see the test below")
+    url = rabbitmq_each.url
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    async with AsyncExitStack() as stack, AsyncProducer(url) as producer:
+        processes = {name: await stack.enter_async_context(node(url, name)) for name in ("a", "b")}
+        counters = Counters(producer, SESSIONS)
+        await settle(counters, ["a", "b"])
+        for round in range(ROUNDS):
+            # One joins: what it is to own moves to it, and nothing else does.
+            before, new = dict(counters.nodes), f"c{round}"
+            counters.forget()
+            processes[new] = await stack.enter_async_context(node(url, new))
+            names = sorted(processes)
+            await settle(counters, names)
+            moved = {number for number, name in owners(names).items() if name == new}
+            assert counters.moves(before) == moved & {partition_of(id) for id in before}
+            assert {partition_of(id) for id in counters.lost} <= moved
+            # One is killed, while all count.
+            gone = chance.choice(names)
+            before = dict(counters.nodes)
+            counters.forget()
+            counting = asyncio.create_task(counters.count(5))
+            await asyncio.sleep(chance.random() / 4)
+            processes.pop(gone).kill()
+            await counting
+            names = sorted(processes)
+            await settle(counters, names)
+            assert {before[id] for id in counters.lost} == {gone}
+            # One leaves as it should, and comes back.
+            gone = chance.choice(names)
+            before = dict(counters.nodes)
+            counters.forget()
+            leaving = processes.pop(gone)
+            leaving.terminate()
+            await leaving.wait()
+            await settle(counters, sorted(processes))
+            assert {before[id] for id in counters.lost} == {gone}
+            processes[gone] = await stack.enter_async_context(node(url, gone))
+            await settle(counters, names)
+
+
+async def test_an_owner_that_was_held_up_corrupts_no_session(rabbitmq_each: Vhost) -> None:
+    url = f"{rabbitmq_each.url}?heartbeat=2"
+    async with node(url, "a") as held, node(url, "b"), AsyncProducer(rabbitmq_each.url) as producer:
+        counters = Counters(producer, 16)
+        await counters.count(3)
+        held.send_signal(signal.SIGSTOP)
+        await counters.count(3)  # those of the held one wait until the broker misses its heartbeats
+        held.send_signal(signal.SIGCONT)
+        for _ in range(8):
+            await counters.count(2)
+            await asyncio.sleep(0.2)
+
+
+async def test_a_broker_restart_ends_no_session(rabbitmq_each: Vhost) -> None:
+    url = rabbitmq_each.url
+    async with AsyncExitStack() as stack, AsyncProducer(url) as producer:
+        for name in ("a", "b", "c"):
+            await stack.enter_async_context(node(url, name))
+        counters = Counters(producer, SESSIONS)
+        await counters.count(2)
+        homes = dict(counters.nodes)
+        control = rabbitmq_each.rabbitmq.control
+        await asyncio.to_thread(control, "stop_app")
+        await asyncio.to_thread(control, "start_app")
+        await asyncio.to_thread(control, "await_startup")
+        await counters.count(2)
+        assert not counters.lost
+        assert counters.nodes == homes
