@@ -240,7 +240,12 @@ class AmqpChannel:
         """See `Events`."""
         consumer_tag, tag, redelivered, exchange, routing_key = frames.read_deliver(method)
         subscription = self._subscriptions.get(consumer_tag)
-        if subscription is None or self._ended is not None:
+        if self._ended is not None:
+            return
+        if subscription is None:
+            # RabbitMQ may send what was on its way from a quorum queue after it confirmed the cancel: unsettled, it
+            # would stay with this channel, and hold up a queue with a single active consumer.
+            self._connection.send(frames.reject_frame(tag, requeue=True))
             return
         if not subscription.no_ack:
             self._unsettled[tag] = None

@@ -1,4 +1,4 @@
-"""Sessions on RabbitMQ, with nodes that are processes: they join, leave, are killed and held up, and the broker restarts.
+"""Sessions on RabbitMQ, with nodes that are processes: they join, leave, are killed, and the broker restarts.
 
 Each session counts upwards in its bridge's memory, so what happened to it shows in what it counts: within one epoch
 there is no gap and nothing twice, and a loss is told. The short form has fewer sessions and rounds.
@@ -102,7 +102,7 @@ class Counters:
 
     def moves(self, before: dict[str, str]) -> set[int]:
         """The partitions that another node serves than before."""
-        return {partition_of(id) for id, name in self.nodes.items() if before[id] != name}
+        return {partition_of(session) for session, name in self.nodes.items() if before[session] != name}
 
 
 def owners(names: list[str]) -> dict[int, str]:
@@ -112,7 +112,7 @@ def owners(names: list[str]) -> dict[int, str]:
 
 def is_as_computed(counters: Counters, names: list[str]) -> bool:
     computed = owners(names)
-    return all(computed[partition_of(id)] == name for id, name in counters.nodes.items())
+    return all(computed[partition_of(session)] == name for session, name in counters.nodes.items())
 
 
 async def settle(counters: Counters, names: list[str]) -> None:
@@ -137,16 +137,16 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
         processes = {name: await stack.enter_async_context(node(url, name)) for name in ("a", "b")}
         counters = Counters(producer, SESSIONS)
         await settle(counters, ["a", "b"])
-        for round in range(ROUNDS):
+        for number in range(ROUNDS):
             # One joins: what it is to own moves to it, and nothing else does.
-            before, new = dict(counters.nodes), f"c{round}"
+            before, new = dict(counters.nodes), f"c{number}"
             counters.forget()
             processes[new] = await stack.enter_async_context(node(url, new))
             names = sorted(processes)
             await settle(counters, names)
-            moved = {number for number, name in owners(names).items() if name == new}
-            assert counters.moves(before) == moved & {partition_of(id) for id in before}
-            assert {partition_of(id) for id in counters.lost} <= moved
+            moved = {partition for partition, name in owners(names).items() if name == new}
+            assert counters.moves(before) == moved & {partition_of(session) for session in before}
+            assert {partition_of(session) for session in counters.lost} <= moved
             # One is killed, while all count.
             gone = chance.choice(names)
             before = dict(counters.nodes)
@@ -157,7 +157,7 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
             await counting
             names = sorted(processes)
             await settle(counters, names)
-            assert {before[id] for id in counters.lost} == {gone}
+            assert {before[session] for session in counters.lost} == {gone}
             # One leaves as it should, and comes back.
             gone = chance.choice(names)
             before = dict(counters.nodes)
@@ -166,13 +166,13 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
             leaving.terminate()
             await leaving.wait()
             await settle(counters, sorted(processes))
-            assert {before[id] for id in counters.lost} == {gone}
+            assert {before[session] for session in counters.lost} == {gone}
             processes[gone] = await stack.enter_async_context(node(url, gone))
             await settle(counters, names)
 
 
 async def test_an_owner_that_was_held_up_corrupts_no_session(rabbitmq_each: Vhost) -> None:
-    url = f"{rabbitmq_each.url}?heartbeat=2"
+    url = f"{rabbitmq_each.url}?heartbeat=5"
     async with node(url, "a") as held, node(url, "b"), AsyncProducer(rabbitmq_each.url) as producer:
         counters = Counters(producer, 16)
         await counters.count(3)
