@@ -337,7 +337,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
 
     def _on_connection_close_from_broker(self, method_frame: frame.Method[spec.Connection.Close]) -> None:
         # pika guesses what a close during the handshake means, and keeps its text only as part of a repr.
-        self._closed_by_broker = method_frame.method.reply_code, method_frame.method.reply_text
+        self._closed_by_broker = method_frame.method.reply_code, _one_line(method_frame.method.reply_text)
         super()._on_connection_close_from_broker(method_frame)
 
     def _on_not_opened(self, _: pika.connection.Connection, error: BaseException | None) -> None:
@@ -355,7 +355,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
 
     def _on_channel_closed(self, _: pika.channel.Channel, error: Exception) -> None:
         if isinstance(error, exceptions.ChannelClosedByBroker):
-            self._end(ChannelClosed(f"the broker closed the channel: {error.reply_text}", error.reply_code))
+            self._end(ChannelClosed(f"the broker closed the channel: {_one_line(error.reply_text)}", error.reply_code))
             self.begin_close()
 
     def _on_lost(self, _: pika.connection.Connection, error: Exception) -> None:
@@ -373,6 +373,11 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
             self._events.on_ended(reason)
         else:
             self.ready.set_exception(ConnectionRefused(reason.reason))
+
+
+def _one_line(text: str) -> str:
+    """What a broker says, for a log: RabbitMQ may put an Erlang term into it, over several lines."""
+    return " ".join(text.split())
 
 
 def _never_called(_: object) -> None:

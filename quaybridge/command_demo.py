@@ -40,8 +40,10 @@ def demo(
 
     The same analysis is done a second time, in this process and without a queue: exit status 1 if the two differ.
     """
-    # What was started has to be stopped, by whatever signal it ends. As SIGINT, and so by whoever handles that at the
-    # time: asyncio cancels its main task then, where an exception of a handler's own would hit any line it runs.
+    # What was started has to be stopped, by whatever signal it ends, also where a shell's `&` had it ignore SIGINT.
+    # SIGTERM is as SIGINT, and so for whoever handles that at the time: asyncio cancels its main task then, where an
+    # exception of a handler's own would hit any line it runs.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT))
     with explained():
         from quaybridge.broker_choice import chosen_broker

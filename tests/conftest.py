@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -163,6 +164,8 @@ def program(request: pytest.FixtureRequest) -> Callable[[str], str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Begun by a shell's `&` they would ignore it, and so would every program they start and interrupt.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[_missing] = Counter()
     config.stash[_missing_programs] = Counter()
 

@@ -146,6 +146,7 @@ def close_with(code: int, text: str) -> Conversation:
         (close_with(530, "NOT_ALLOWED - vhost v not found"), AccessRefused, "vhost v not found"),
         (close_with(530, "NOT_ALLOWED - connection limit (1) is reached"), ConnectionRefused, "is reached"),
         (close_with(541, "INTERNAL_ERROR - vhost 'v' is down"), ConnectionRefused, "is down"),
+        (close_with(541, "INTERNAL_ERROR - {badmatch,\n    {error,timeout}}"), ConnectionRefused, "{badmatch, {error,"),
         (close_with(320, "CONNECTION_FORCED - broker forced connection closure"), ConnectionRefused, "forced"),
     ],
 )
