@@ -27,7 +27,8 @@ from bridge_protocol.topology import PARTITIONS, session_queue
 from broker.contract import BrokerError, Channel, Consumer, Delivery
 
 PREFETCH = 4  # of each queue
-HAND_BACK = 15.0  # seconds after (re)connecting
+HAND_BACK = 15.0  # seconds after connecting
+HAND_BACK_AGAIN = 30.0  # after connecting again: so long the others may take to do so too
 REBALANCES_FROM = 4  # RabbitMQ's major version
 
 logger = logging.getLogger("quaybridge.node")
@@ -68,7 +69,7 @@ class Partitions:
         self._on_owned = on_owned
         self._on_cancelled = on_cancelled
         self._channel: Channel | None = None
-        self._attached = 0.0
+        self._hand_back_until: float | None = None
         self._wanted = False
         self._told = False
         self._partitions = [_Partition(number) for number in range(PARTITIONS)]
@@ -91,7 +92,8 @@ class Partitions:
         """Consume on this new channel. Raises BrokerError if it cannot."""
         self.detach()
         self._channel = channel
-        self._attached = asyncio.get_running_loop().time()
+        window = HAND_BACK if self._hand_back_until is None else HAND_BACK_AGAIN
+        self._hand_back_until = asyncio.get_running_loop().time() + window
         if not self._told and not _rebalances(channel.server):
             logger.warning(
                 "%s: %s gives a session queue to the first node that takes it, for as long as that node is there: "
@@ -179,7 +181,8 @@ class Partitions:
             partition.held.append(delivery)
             return
         loop = asyncio.get_running_loop()
-        if self._is_anothers(delivery) and loop.time() < self._attached + HAND_BACK:
+        assert self._hand_back_until is not None
+        if self._is_anothers(delivery) and loop.time() < self._hand_back_until:
             partition.owned = False
             partition.held.append(delivery)
             partition.leaving = loop.create_task(self._follow(self._leave(partition)))
@@ -210,7 +213,8 @@ class Partitions:
                 self.handed_back += 1
                 delivery.reject(requeue=True)
             partition.held.clear()
-            await asyncio.sleep(self._attached + HAND_BACK - asyncio.get_running_loop().time())
+            assert self._hand_back_until is not None
+            await asyncio.sleep(self._hand_back_until - asyncio.get_running_loop().time())
         finally:
             partition.leaving = None
         if self._channel is channel and self._wanted:
