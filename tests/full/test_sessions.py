@@ -128,7 +128,7 @@ async def settle(counters: Counters, names: list[str]) -> None:
 async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> None:
     version = rabbitmq_each.rabbitmq.control("version")
     if version.startswith("3."):
-        pytest.skip("before 4.0 sessions do not follow priorities: see the test below")
+        pytest.skip("before 4.0 sessions do not follow priorities")
     url = rabbitmq_each.url
     seed = random.randrange(2**32)
     print(f"seed {seed}")
@@ -171,9 +171,9 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
             await settle(counters, names)
 
 
-async def test_an_owner_that_was_held_up_corrupts_no_session(rabbitmq_each: Vhost) -> None:
-    url = f"{rabbitmq_each.url}?heartbeat=5"
-    async with node(url, "a") as held, node(url, "b"), AsyncProducer(rabbitmq_each.url) as producer:
+async def test_an_owner_that_was_held_up_corrupts_no_session(rabbitmq_vhost: Vhost) -> None:
+    url = f"{rabbitmq_vhost.url}?heartbeat=5"
+    async with node(url, "a") as held, node(url, "b"), AsyncProducer(rabbitmq_vhost.url) as producer:
         counters = Counters(producer, 16)
         await counters.count(3)
         held.send_signal(signal.SIGSTOP)
@@ -184,8 +184,8 @@ async def test_an_owner_that_was_held_up_corrupts_no_session(rabbitmq_each: Vhos
             await asyncio.sleep(0.2)
 
 
-async def test_a_broker_restart_ends_no_session(rabbitmq_each: Vhost) -> None:
-    url = rabbitmq_each.url
+async def test_a_broker_restart_ends_no_session(rabbitmq_vhost: Vhost) -> None:
+    url = rabbitmq_vhost.url
     async with AsyncExitStack() as stack, AsyncProducer(url) as producer:
         for name in ("a", "b", "c"):
             await stack.enter_async_context(node(url, name))
@@ -193,7 +193,7 @@ async def test_a_broker_restart_ends_no_session(rabbitmq_each: Vhost) -> None:
         await settle(counters, ["a", "b", "c"])
         counters.forget()  # of those that met the third node while it joined
         homes = dict(counters.nodes)
-        control = rabbitmq_each.rabbitmq.control
+        control = rabbitmq_vhost.rabbitmq.control
         await asyncio.to_thread(control, "stop_app")
         await asyncio.to_thread(control, "start_app")
         await asyncio.to_thread(control, "await_startup")
