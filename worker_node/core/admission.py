@@ -139,6 +139,8 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
 
 def _session_problem(request: messages.Request, properties: Properties, partition: int | None) -> str | None:
     headers = properties.headers
+    if SESSION in headers and request.args.get("session_id", headers[SESSION]) != headers[SESSION]:
+        return "the session header and args.session_id disagree"
     if partition is None:
         if SESSION in headers:
             return "a request of a session goes to the queue of its session, and not to its service's"
@@ -150,8 +152,6 @@ def _session_problem(request: messages.Request, properties: Properties, partitio
         return problem
     if (right := partition_of(session)) != partition:
         return f"that session's requests go to partition {right}, and not to {partition}"
-    if request.args.get("session_id", session) != session:
-        return "the session header and args.session_id disagree"
     if SESSION_EPOCH in headers:
         epoch = headers[SESSION_EPOCH]
         if not isinstance(epoch, str):
