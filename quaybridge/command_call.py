@@ -40,7 +40,9 @@ def call(
         arguments = options.read_arguments(pairs, args)
         reply = asyncio.run(_call(options.read_broker(broker, config), service, command, arguments, timeout))
         if whole_reply:
-            _print(asdict(reply), plain=True)
+            whole = asdict(reply)
+            del whole["session_epoch"], whole["fresh"]  # a call from here belongs to no session
+            _print(whole, plain=True)
         else:
             _print(reply.result, plain=not sys.stdout.isatty())
 
