@@ -63,7 +63,8 @@ async def running(*arguments: str, environ: Mapping[str, str] | None = None) -> 
     finally:
         if process.returncode is None:
             process.kill()
-            await process.communicate()
+        # What it started may hold its stderr a moment longer: a transport that is left to that outlives its loop.
+        await process.communicate()
 
 
 async def run(*arguments: str, environ: Mapping[str, str] | None = None, stdin: bytes = b"") -> Ended:
