@@ -60,7 +60,7 @@ async def node(url: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]
         if process.returncode is None:
             process.send_signal(signal.SIGCONT)
             process.kill()
-        await process.wait()
+        await process.communicate()  # until its pipe ends, which what it started may hold a moment longer
 
 
 class Counters:
