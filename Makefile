@@ -17,7 +17,7 @@ test-fast: .venv/.ready ## the fast layer alone: seconds
 	$(PYTEST) tests/fast $(ARGS)
 
 soak: lint ## all tests in their long forms, and what they counted: hours
-	QUAYBRIDGE_SOAK=1 $(PYTEST) -rP $(ARGS)
+	QUAYBRIDGE_SOAK=1 $(PYTEST) -rP --timeout 7200 $(ARGS)
 
 chaos: .venv/.ready ## kills under load, and the books of it; LONG=1: 100,000 requests; ARGS="--seed N --json"
 	@PYTHONPATH=tests .venv/bin/python -m chaos $(if $(LONG),--plan long) $(ARGS)
@@ -77,6 +77,5 @@ clean: ## remove .venv, caches and build products
 .venv/.bench: .venv/.ready
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	@touch $@
-
 
 .PHONY: help demo test test-fast soak chaos lint bench rabbitmq clean

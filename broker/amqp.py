@@ -127,6 +127,7 @@ class AmqpChannel:
         self._ended: ChannelClosed | None = None
         self._publishes = Publishes(self._loop, self._send)
         self._subscriptions: dict[str, _Subscription] = {}
+        self._withdrawn: set[str] = set()  # consumer tags of the subscriptions that the broker ended
         self._unsettled: dict[int, None] = {}  # delivery tags, in order
         self._acked: set[int] = set()  # in this turn of the loop
         self._tags = (f"c{number}" for number in itertools.count(1))
@@ -242,6 +243,11 @@ class AmqpChannel:
         subscription = self._subscriptions.get(consumer_tag)
         if self._ended is not None:
             return
+        if consumer_tag in self._withdrawn:
+            # From 4.3 on a consumer that was cancelled for an ack timeout is given messages again once the late ack
+            # has come. Handed back they would return at once, until the queue's delivery limit ends them.
+            self.on_ended(ChannelClosed("the broker delivers for a subscription that it had ended"))
+            return
         if subscription is None:
             # RabbitMQ may send what was on its way from a quorum queue after it confirmed the cancel: unsettled, it
             # would stay with this channel, and hold up a queue with a single active consumer.
@@ -269,7 +275,10 @@ class AmqpChannel:
     def on_cancelled(self, tag: str) -> None:
         """See `Events`."""
         subscription = self._subscriptions.pop(tag, None)
-        if subscription is not None and subscription.on_cancelled is not None:
+        if subscription is None:
+            return
+        self._withdrawn.add(tag)
+        if subscription.on_cancelled is not None:
             subscription.on_cancelled(subscription.consumer)
 
     def ack(self, tag: int) -> None:
