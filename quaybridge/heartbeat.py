@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 INTERVAL = 5.0  # seconds; what looks at the file should allow for several
+AWAITED = 0.2  # seconds between looks at a node that cannot serve yet, or any more: somebody waits for it
 
 logger = logging.getLogger("quaybridge.heartbeat")
 
 
 class Heartbeat:
     """Touches `file` every `interval` seconds if `healthy()`, from `start` to `stop`, on the running event loop.
+
+    While it is not, it looks several times a second: the file is there as soon as it is true.
 
     A file that cannot be written is logged, once, and left: the check will say the rest.
     """
@@ -44,13 +47,15 @@ class Heartbeat:
             self._remove()
 
     def _beat(self) -> None:
+        healthy = self._healthy()
         try:
-            if self._healthy():
+            if healthy:
                 self.file.touch()
         except OSError as error:
             logger.error("no heartbeat: %s cannot be written: %s", self.file, error.strerror)
             return
-        self._timer = asyncio.get_running_loop().call_later(self._interval, self._beat)
+        pause = self._interval if healthy else min(self._interval, AWAITED)
+        self._timer = asyncio.get_running_loop().call_later(pause, self._beat)
 
     def _remove(self) -> None:
         try:

@@ -61,6 +61,18 @@ async def test_it_beats_while_healthy_and_leaves_nothing(tmp_path: Path) -> None
     heartbeat.stop()
 
 
+async def test_it_beats_as_soon_as_it_is_healthy(tmp_path: Path) -> None:
+    file = tmp_path / "health"
+    health = Health(good=False)
+    heartbeat = Heartbeat(file, health, interval=3600)
+    heartbeat.start()
+    health.good = True
+    async with asyncio.timeout(20):
+        while not is_there(file):
+            await asyncio.sleep(0.01)
+    heartbeat.stop()
+
+
 async def test_a_file_left_by_another_does_not_count(tmp_path: Path) -> None:
     file = tmp_path / "health"
     file.write_bytes(b"")
