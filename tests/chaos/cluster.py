@@ -197,6 +197,13 @@ class Cluster:
         self.wait_for(found)
         return leaders[0]
 
+    def move_leader(self, queue: str, to: Member) -> None:
+        """Have another member lead a quorum queue; returns when it does."""
+        leader = self.leader_of(queue)
+        server = f'list_to_atom("%2F_{queue}")'  # the name of its log: vhost and queue
+        leader.control("eval", f"ra:transfer_leadership({{{server}, node()}}, {{{server}, '{to.name}'}}).")
+        self.wait_for(lambda: self.leader_of(queue) is to)
+
     def online_members_of(self, queue: str) -> list[str]:
         """The members that hold an up to date copy of a quorum queue's log, as the management plugin has it."""
         return list(self._queue(queue).get("online") or [])

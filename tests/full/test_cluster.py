@@ -103,6 +103,16 @@ async def test_the_leader_is_killed_under_load(cluster: Cluster, tmp_path: Path)
         await asyncio.to_thread(cluster.wait_until_whole)
 
 
+async def test_the_leader_moves_under_load(cluster: Cluster, tmp_path: Path) -> None:
+    """Nobody loses a connection over that; what is on its way to the old leader must not be lost either."""
+    async with under_load(cluster, tmp_path) as rig:
+        leader = await asyncio.to_thread(cluster.leader_of, QUEUE)
+        for member in (*(other for other in cluster.members if other is not leader), leader):
+            await asyncio.to_thread(cluster.move_leader, QUEUE, member)
+            await works_again(rig, time.monotonic())
+        assert rig.losses == 0
+
+
 async def test_with_two_of_three_down_nothing_is_promised_and_then_all_recovers(
     cluster: Cluster, tmp_path: Path
 ) -> None:
