@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
 from bridge_protocol.errors import Code
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING
@@ -19,7 +19,7 @@ MOST_BRIDGES = 1024
 
 Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-Bytes = Annotated[int, Field(ge=1024 * 1024, le=2**50)]
+Bytes = Annotated[ByteSize, Field(ge=1024 * 1024, le=2**50)]
 
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
@@ -115,7 +115,7 @@ class AnsweredSettings(Settings):
     """What a node keeps of its latest successes, to answer a request that comes again without running it again."""
 
     count: int = Field(1024, ge=0, le=1_000_000, description="successes kept; 0: none")
-    bytes: int = Field(16 * 1024 * 1024, ge=0, description="bytes of the requests and results kept")
+    bytes: ByteSize = Field(ByteSize(16 * 1024 * 1024), ge=0, description="bytes of the requests and results kept")
     age: Seconds = Field(300.0, description="seconds a success is kept")
 
 
@@ -169,7 +169,9 @@ class DebugSettings(Settings):
     directory: str | None = Field(
         None, min_length=1, description="where to write the frames, one line each, secrets left out; default: nowhere"
     )
-    max_bytes: int = Field(10 * 1024 * 1024, ge=4096, description="bytes of one file; then the next is begun")
+    max_bytes: ByteSize = Field(
+        ByteSize(10 * 1024 * 1024), ge=4096, description="bytes of one file; then the next is begun"
+    )
     files: int = Field(3, ge=1, le=100, description="files that are kept: so many times max_bytes are used at most")
     args: bool = Field(False, description="whether arguments and results are written too")
     arg_bytes: int = Field(2048, ge=1, le=65_536, description="bytes of them that are written of one frame")
@@ -181,7 +183,7 @@ class LimitSettings(Settings):
     What a bridge meets at its limit is the system's own answer, and what becomes of that is up to the bridge.
     """
 
-    memory: int | None = Field(
+    memory: ByteSize | None = Field(
         None, ge=16 * 1024**2, le=2**60, description="bytes of address space; more are refused: in Python a MemoryError"
     )
     open_files: int | None = Field(
@@ -230,7 +232,9 @@ class ServiceSettings(Settings):
     stop_timeout: Seconds = Field(5.0, description="seconds a bridge has to end by itself before it is killed")
     restart_delay: Seconds = Field(0.1, description="seconds before a failed bridge is started again; doubles")
     max_restart_delay: Seconds = Field(10.0, description="seconds the doubling stops at")
-    frame_limit: int = Field(DEFAULT_LIMIT, ge=1024, le=LIMIT_CEILING, description="bytes of the largest frame")
+    frame_limit: ByteSize = Field(
+        ByteSize(DEFAULT_LIMIT), ge=1024, le=LIMIT_CEILING, description="bytes of the largest frame"
+    )
     protocol_fd: bool = Field(
         False,
         description="frames on two descriptors told by QUAYBRIDGE_PROTOCOL_FDS, and stdout logged as stderr is: "

@@ -147,7 +147,7 @@ def test_settings_cannot_be_changed() -> None:
         ({"answered": {"bytes": -1}}, "answered.bytes"),
         ({"answered": {"age": 0}}, "answered.age"),
         ({"limits": {"memory": 1024}}, "limits.memory"),
-        ({"limits": {"memory": "512M"}}, "limits.memory"),
+        ({"limits": {"memory": "512Q"}}, "limits.memory"),
         ({"limits": {"open_files": 3}}, "limits.open_files"),
         ({"limits": {"processes": 0}}, "limits.processes"),
         ({"limits": {"cpu_time": 0}}, "limits.cpu_time"),

@@ -240,7 +240,7 @@ WRONG_IN_A_SERVICE = [
     ),
     ("limits = 3", "services.a.limits = 3: should be a table: write [services.a.limits]"),
     ("limits.memory = 1024", "services.a.limits.memory = 1024: should be greater than or equal to 16777216 (bytes of"),
-    ("limits.memory = '1G'", "services.a.limits.memory = '1G': should be a valid integer"),
+    ("limits.memory = '1Q'", "services.a.limits.memory = '1Q': could not interpret byte unit: Q (bytes of"),
     ("limits.cpu_time = true", "services.a.limits.cpu_time = True: should not be true or false (seconds of CPU time"),
     ("limits.files = 99", "unknown key services.a.limits.files: did you mean services.a.limits.open_files?"),
     ("environment.A = 1", "services.a.environment.A = …: should be a valid string"),
@@ -284,6 +284,16 @@ def refusal(text: str, environ: Mapping[str, str] | None = None) -> str:
     with pytest.raises(SettingsError) as caught:
         use(text, environ or {})
     return str(caught.value)
+
+
+def test_sizes_may_have_units() -> None:
+    text = (
+        "services.a.recycle.memory = '1.5 GiB'\nservices.a.recycle.memory_hard = '2GB'\nservices.a.frame_limit = 65536"
+    )
+    settings = configured("services.a.command = 'a'\n" + text, {}).node().services[0]
+    assert settings.recycle.memory == 3 * 2**29
+    assert settings.recycle.memory_hard == 2 * 10**9
+    assert settings.frame_limit == 2**16
 
 
 @pytest.mark.parametrize(("line", "told"), WRONG_IN_A_SERVICE)
