@@ -151,6 +151,7 @@ async def test_a_foreign_bridge_under_the_worker_command(rabbitmq_url: str) -> N
     async with running("worker", *options) as worker:
         await worker.said("serving")
         called = await run("call", "--broker", rabbitmq_url, "echo", "echo", "text=é")
+        assert called.status == 0, called.err
         assert json.loads(called.out) == {"status": "ok", "echoed": {"text": "é"}}
         failed = await run("call", "--broker", rabbitmq_url, "echo", "fail")
         assert (failed.status, failed.err) == (1, "application_error: no such program: p1\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -186,7 +187,11 @@ async def test_the_next_node_kills_what_a_dead_one_left_and_spares_what_belongs_
         assert not alive(dead)  # before it serves
         assert len(alive_but(other.pid, living)) == 2 * FAMILY
         swept = [record.getMessage() for record in caplog.records if "an earlier run" in record.getMessage()]
-        assert swept == [f"n1: an earlier run left {len(left)} processes behind: killed"]
+        assert len(swept) == 1
+        # Another node that starts on this host sweeps too, and what ends by itself is not counted.
+        found = re.fullmatch(r"n1: an earlier run left (\d+) process(?:es)? behind: killed", swept[0])
+        assert found is not None
+        assert 1 <= int(found[1]) <= len(left)
 
 
 # The death of a bridge.
