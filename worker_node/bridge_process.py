@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 
 from bridge_protocol.errors import FrameError, escape
 from bridge_protocol.frames import HEADER_SIZE, FrameDecoder
@@ -32,6 +33,7 @@ from worker_node.process_status import peak_resident
 from worker_node.stderr import StderrLines
 
 READ_SIZE = 256 * 1024
+MOST_PIECES = 1024  # in one write: IOV_MAX of Linux
 # After bytes that are no frame: read on for so long, and keep so much of it.
 QUOTE_SECONDS = 0.2
 QUOTE_BYTES = 4096
@@ -142,7 +144,8 @@ class BridgeProcess:
         self._stderr = StderrLines(on_stderr)
         self._write_timeout = write_timeout
         self._frame_timeout = frame_timeout
-        self._unwritten: deque[memoryview] = deque()  # of each frame the length and the payload, or what is left
+        self._unwritten: deque[bytes | bytearray | memoryview] = deque()  # of a frame the length and the payload
+        self._writing = False  # the pipe is full, and the loop tells when it takes more
         self._write_late: asyncio.TimerHandle | None = None  # while a frame waits to be read
         self._read_at = 0.0  # when the bridge last read some of what waits
         self._frame_late: asyncio.TimerHandle | None = None  # while a frame has begun and not ended
@@ -208,30 +211,23 @@ class BridgeProcess:
         return (len(self._unwritten) + 1) // 2
 
     def send(self, payload: bytes | bytearray) -> None:
-        """Write `payload` as a frame, now as far as the pipe takes it, the rest as soon as it does."""
-        header = len(payload).to_bytes(HEADER_SIZE, "big")
-        if self._unwritten:
-            self._unwritten += (memoryview(header), memoryview(payload))
-            return
+        """Write `payload` as a frame at the end of this turn of the loop, as far as the pipe takes it, then the rest.
+
+        What is sent in one turn leaves in one piece.
+        """
         if self._stdin < 0:
             return
-        try:
-            written = os.writev(self._stdin, (header, payload))
-        except BlockingIOError:
-            written = 0
-        except BrokenPipeError:
-            self._closed_stdin()
-            return
-        if written < HEADER_SIZE + len(payload):
-            rest = [memoryview(header)[written:]] if written < HEADER_SIZE else []
-            self._unwritten += (*rest, memoryview(payload)[max(0, written - HEADER_SIZE) :])
-            self._loop.add_writer(self._stdin, self._write_on)
-            self._time_write()
+        if not self._unwritten:
+            self._loop.call_soon(self._begin_writing)
+        self._unwritten += (len(payload).to_bytes(HEADER_SIZE, "big"), payload)
 
     def end_input(self) -> None:
-        """Close its stdin: by the protocol it must exit now."""
+        """Close its stdin, after what was sent in this turn: by the protocol it must exit now."""
+        self._begin_writing()
         if self._stdin >= 0:
-            self._loop.remove_writer(self._stdin)
+            if self._writing:
+                self._loop.remove_writer(self._stdin)
+                self._writing = False
             os.close(self._stdin)
             self._stdin = -1
             self._unwritten.clear()
@@ -310,9 +306,25 @@ class BridgeProcess:
         said = f"half a frame, {how_far}, after the frame timeout of {self._frame_timeout:g} s{quoted}"
         self._on_stalled(Stall(direction=Direction.FROM_BRIDGE, text=said + (f" {guessed}" if guessed else "")))
 
+    def _begin_writing(self) -> None:
+        """Write what is new, if nothing older waits for the pipe; and from then on as soon as that takes more."""
+        if self._unwritten and not self._writing:
+            self._write()
+            if self._unwritten:
+                self._writing = True
+                self._loop.add_writer(self._stdin, self._write_on)
+                self._time_write()
+
     def _write_on(self) -> None:
+        self._write()
+        if self._writing and not self._unwritten:
+            self._writing = False
+            self._loop.remove_writer(self._stdin)
+        self._time_write()
+
+    def _write(self) -> None:
         try:
-            written = os.writev(self._stdin, list(self._unwritten)[:64])
+            written = os.writev(self._stdin, tuple(islice(self._unwritten, MOST_PIECES)))
         except BlockingIOError:
             return
         except BrokenPipeError:
@@ -321,13 +333,10 @@ class BridgeProcess:
         while written:
             first = self._unwritten[0]
             if written < len(first):
-                self._unwritten[0] = first[written:]
+                self._unwritten[0] = memoryview(first)[written:]
                 break
             written -= len(first)
             self._unwritten.popleft()
-        if not self._unwritten:
-            self._loop.remove_writer(self._stdin)
-        self._time_write()
 
     def _read_stdout(self) -> None:
         data = self._read(self._stdout)
@@ -354,6 +363,7 @@ class BridgeProcess:
                 self._time_frame(ended=ended)
 
     def _closed_stdin(self) -> None:
+        self._unwritten.clear()
         self.end_input()
         self._doom(self._names[0])
 
@@ -405,6 +415,7 @@ class BridgeProcess:
         left_group = _group_exists(self.pid)
         self._loop.remove_reader(self._exit)
         os.close(self._exit)
+        self._unwritten.clear()
         self.end_input()
         # It gets no more requests, even if its last replies are only found now.
         self._doom()
