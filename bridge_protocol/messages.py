@@ -31,6 +31,8 @@ CANCEL = "cancel"
 SHUTDOWN = "shutdown"
 # Tells a bridge that a session, args.session_id, is over: as DSPex has it. A producer may send it too.
 CLEANUP_SESSION = "cleanup_session"
+# The type of a failure that gives an unbegun request back: the answer to a cancel with `"unbegun": true`.
+GIVEN_BACK = "given_back"
 # Only the node sends these, and only to bridges that claim them.
 RESERVED_COMMANDS = frozenset({CANCEL, SHUTDOWN})
 
@@ -78,6 +80,11 @@ class Failure:
     info: ErrorInfo | None = None
     recycle: bool = False
 
+    @property
+    def given_back(self) -> bool:
+        """Whether the bridge gives back a request that it had not begun."""
+        return self.info is not None and self.info.type == GIVEN_BACK
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
@@ -109,7 +116,9 @@ class Capabilities:
     """What a bridge claims in `result.capabilities` of its handshake; a bridge that claims nothing has these.
 
     `concurrency` is the number of requests it takes at once, `commands` their names where it lists them, `stacks`
-    how to ask where it hangs: `{"pid": 1234, "signal": 64}`.
+    how to ask where it hangs: `{"pid": 1234, "signal": 64}`. `ahead` is how many more it takes while one runs (at a
+    concurrency of 1): it begins them in the order they come, and gives back what it has not begun when asked to by a
+    cancel with `"unbegun": true`.
     """
 
     protocol: int = 0
@@ -119,6 +128,7 @@ class Capabilities:
     shutdown: bool = False
     commands: tuple[str, ...] = ()
     stacks: Stacks | None = None
+    ahead: int = 0
 
 
 def format_timestamp(seconds: float) -> str:
@@ -299,6 +309,9 @@ def read_capabilities(result: Any) -> Capabilities:
     concurrency = claimed.get("concurrency", 1)
     if not _is_integer(concurrency) or not 1 <= concurrency <= 1024:
         raise _wrong("capabilities.concurrency", "1 … 1024", concurrency)
+    ahead = claimed.get("ahead", 0)
+    if not _is_integer(ahead) or not 0 <= ahead <= 1024:
+        raise _wrong("capabilities.ahead", "0 … 1024", ahead)
     protocol = claimed.get("protocol")
     commands = claimed.get("commands")
     return Capabilities(
@@ -309,6 +322,7 @@ def read_capabilities(result: Any) -> Capabilities:
         shutdown=claimed.get("shutdown") is True,
         commands=tuple(c for c in commands if isinstance(c, str)) if isinstance(commands, list) else (),
         stacks=_stacks(claimed.get("stacks")),
+        ahead=ahead,
     )
 
 

@@ -109,6 +109,9 @@ class AsyncServer(Server):
                 return
         super()._cancel(request_id)
 
+    def _ahead(self) -> int:
+        return 0
+
     def _hang_up(self) -> None:
         if self._watcher.in_flight:
             os._exit(0)

@@ -26,6 +26,7 @@ class Inbox:
         self._decoder = FrameDecoder(limit)
         self._waiting: deque[Request | FrameError] = deque()
         self._remembered: dict[int, None] = {}
+        self._given_back: list[int] = []
         self.broken: FrameError | None = None
 
     def __len__(self) -> int:
@@ -35,7 +36,10 @@ class Inbox:
         return f"<Inbox {len(self._waiting)} waiting, {len(self._remembered)} cancels remembered>"
 
     def receive(self, data: bytes) -> list[int]:
-        """Take what was read; the ids cancelled by it, each to be settled with `withdraw` or by who runs it."""
+        """Take what was read; the ids cancelled by it, each to be settled with `withdraw` or by who runs it.
+
+        A cancel for what is not begun yet is settled here: see `given_back`.
+        """
         cancelled: list[int] = []
         try:
             self._decoder.receive(data)
@@ -48,7 +52,10 @@ class Inbox:
                 if request.command != CANCEL:
                     self._waiting.append(request)
                 elif type(wanted := request.args.get("id")) is int:
-                    cancelled.append(wanted)
+                    if request.args.get("unbegun") is not True:
+                        cancelled.append(wanted)
+                    elif self._take_out(wanted):
+                        self._given_back.append(wanted)
         except FrameError as error:
             if self.broken is None:
                 self.broken = error
@@ -59,15 +66,25 @@ class Inbox:
         """The next request, or what was wrong with it; None when nothing waits."""
         return self._waiting.popleft() if self._waiting else None
 
+    def given_back(self) -> list[int]:
+        """The ids of requests that were taken out unbegun since the last time; the caller must give them back."""
+        found, self._given_back = self._given_back, []
+        return found
+
     def withdraw(self, request_id: int) -> bool:
         """Take a waiting request out; the caller must answer it. False: there is none, and the id is remembered."""
+        if self._take_out(request_id):
+            return True
+        self._remembered[request_id] = None
+        if len(self._remembered) > MAX_REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        return False
+
+    def _take_out(self, request_id: int) -> bool:
         for item in self._waiting:
             if isinstance(item, Request) and item.id == request_id:
                 self._waiting.remove(item)
                 return True
-        self._remembered[request_id] = None
-        if len(self._remembered) > MAX_REMEMBERED:
-            del self._remembered[next(iter(self._remembered))]
         return False
 
     def was_cancelled(self, request_id: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bridge_protocol.errors import FrameError
 from bridge_protocol.frames import encode_frame
-from bridge_protocol.messages import ErrorInfo, encode_failure, encode_result, format_timestamp
+from bridge_protocol.messages import GIVEN_BACK, ErrorInfo, encode_failure, encode_result, format_timestamp
 from bridge_sdk.errors import ApplicationError, ArgumentError, UnknownCommand
 
 MAX_TEXT = 8 * 1024  # characters of a message, and of a traceback
@@ -62,6 +62,12 @@ def cancelled_frame(request_id: int, cancelled: BaseException | None = None) -> 
     traceback = _traceback(cancelled) if cancelled is not None else None
     info = ErrorInfo(type="Cancelled", message="the request was cancelled", traceback=traceback)
     return encode_frame(encode_failure(request_id, CANCELLED, info=info, timestamp=_now()))
+
+
+def given_back_frame(request_id: int) -> bytes:
+    """The one final reply of a request that the node asked back, and that was not begun."""
+    info = ErrorInfo(type=GIVEN_BACK, message="not begun")
+    return encode_frame(encode_failure(request_id, GIVEN_BACK, info=info, timestamp=_now()))
 
 
 def unreadable_frame(error: FrameError) -> bytes:

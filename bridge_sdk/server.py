@@ -13,10 +13,19 @@ from bridge_protocol.messages import HANDSHAKE_ID, PING, PROTOCOL_VERSION, SHUTD
 from bridge_sdk.command import Command
 from bridge_sdk.errors import Cancelled
 from bridge_sdk.inbox import Inbox
-from bridge_sdk.reply import cancelled_frame, failure_frame, result_frame, unknown_command, unreadable_frame
+from bridge_sdk.reply import (
+    cancelled_frame,
+    failure_frame,
+    given_back_frame,
+    result_frame,
+    unknown_command,
+    unreadable_frame,
+)
 from bridge_sdk.stacks import answer_requests
 from bridge_sdk.stdio import Stdio
 from bridge_sdk.watcher import READ_SIZE, Watcher
+
+AHEAD = 16  # requests that may wait in the pipe while one runs
 
 RUNNING: ContextVar[Request] = ContextVar("quaybridge_request")
 
@@ -30,8 +39,8 @@ class Server:
         self._concurrency = concurrency
         self._limit = DEFAULT_LIMIT
         self._inbox = Inbox()
-        # A node keeps to the concurrency, so that at most this many requests wait beside the one that runs.
-        self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency)
+        # A node keeps to what is claimed, so that at most this many requests wait beside the one that runs.
+        self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency + AHEAD)
         self._stacks = answer_requests()
         self._ended = False
 
@@ -60,6 +69,8 @@ class Server:
         """
         for request_id in self._inbox.receive(data):
             self._cancel(request_id)
+        for request_id in self._inbox.given_back():
+            self._send(given_back_frame(request_id))
 
     def _cancel(self, request_id: int) -> None:
         if not self._watcher.interrupt(request_id) and self._inbox.withdraw(request_id):
@@ -122,12 +133,17 @@ class Server:
         return {
             "protocol": PROTOCOL_VERSION,
             "concurrency": self._concurrency,
+            "ahead": self._ahead(),
             "cancel": True,
             "stream": False,
             "shutdown": True,
             "commands": sorted(self._commands),
             "stacks": self._stacks,
         }
+
+    def _ahead(self) -> int:
+        """Synchronous commands run in the order they come; a concurrency that was asked for says the same itself."""
+        return AHEAD if self._concurrency == 1 else 0
 
     def _send(self, frame: bytes) -> None:
         try:

@@ -41,6 +41,7 @@ from worker_node.core.pool import (
     Phase,
     Pool,
     Reason,
+    Recall,
     Send,
     Start,
     Step,
@@ -63,6 +64,9 @@ from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.stderr import printable
 
+# Requests ahead, and their recalls, fit the pipe (64 KiB): none of them ever waits for the bridge to read.
+MOST_AHEAD = 16
+LIGHT = 3 * 1024  # bytes of a request that may wait in a bridge's pipe
 LONGEST_QUOTE = 1024  # bytes of what was no frame, in a failure's details
 MOST_UNANSWERED = 1024  # ends of sessions that a bridge was told of and has not answered: then it is told of no more
 
@@ -294,6 +298,11 @@ class Dispatcher:
         for work in [work for work in self.pool.tickets() if unwanted(work)]:
             self._perform(self.pool.cancel(work, self._loop.time()))
 
+    def look_ahead(self) -> int:
+        """Look how long requests run; how many to take beyond those that can run at once. About once a second."""
+        self.pool.ahead = self.lookahead.piped(MOST_AHEAD) if self.settings.pipelining else 0
+        return self.lookahead.wanted(self.pool.capacity)
+
     # What comes in.
 
     def knows(self, delivery: Delivery) -> bool:
@@ -336,6 +345,7 @@ class Dispatcher:
             request_id=verdict.request_id,
             deadline=math.inf if verdict.deadline is None else now + verdict.deadline / 1000 - wall,
             alone=verdict.attempt > 1,
+            light=len(delivery.body) <= LIGHT,
             delivery=delivery,
             command=verdict.command,
             attempt=verdict.attempt,
@@ -414,6 +424,9 @@ class Dispatcher:
         if isinstance(message, messages.Progress | messages.Chunk):
             return
         now = self._loop.time()
+        if isinstance(message, messages.Failure) and message.given_back and bridge.capabilities.ahead:
+            self._perform(self.pool.given_back(slot, message.id, now))
+            return
         actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)
         work = run.ticket
         # The next request goes to the bridge before the reply to this one goes out: it works meanwhile.
@@ -444,6 +457,7 @@ class Dispatcher:
                 bridge.slot,
                 concurrency=bridge.capabilities.concurrency,
                 cancels=bridge.capabilities.cancel,
+                ahead=bridge.capabilities.ahead,
                 now=self._loop.time(),
                 memory=memory,
             )
@@ -465,7 +479,7 @@ class Dispatcher:
             self._start_failed(bridge, f"it wrote what is no frame: {garbage}")
         elif garbage.error.kind is FrameKind.FRAME_TOO_LARGE and length <= LIMIT_CEILING:
             # Of several requests any may be the one; tried again, each alone, only that one ends here again.
-            alone = len(self.pool.slots[bridge.slot].runs) == 1
+            alone = len(self.pool.slots[bridge.slot].at_work) == 1
             code = Code.TOO_LARGE if alone else Code.PROTOCOL_VIOLATION
             self._violation(bridge, f"a reply is over the limit: {garbage.error.detail}", code)
         else:
@@ -486,7 +500,7 @@ class Dispatcher:
                 code=Code.BRIDGE_TIMEOUT,
                 message=str(stall),
                 details={"timeout": reason.value},
-                retryable=unread or len(slot.runs) > 1,
+                retryable=unread or len(slot.at_work) > 1,
             )
             self._condemn(bridge, fault, reason)
 
@@ -562,6 +576,8 @@ class Dispatcher:
                     waiting += self._start(slot, seat)
                 case Stop(slot, step, reason):
                     self._stop(self._bridges[slot], step, reason)
+                case Recall(slot, request_id):
+                    self._say(self._bridges[slot], messages.CANCEL, {"id": request_id, "unbegun": True})
                 case Cancel(slot, request_id):
                     bridge = self._bridges[slot]
                     self._say(bridge, messages.CANCEL, {"id": request_id})
@@ -836,7 +852,7 @@ class Dispatcher:
         return Sessions(session_limits(self.settings), lambda: f"{secrets.token_hex(16)}@{self._node}")
 
     def _log_stderr(self, bridge: Bridge, line: str) -> None:
-        runs = self.pool.slots[bridge.slot].runs
+        runs = self.pool.slots[bridge.slot].at_work
         ids = (
             ",".join(run.ticket.delivery.properties.message_id or str(request_id) for request_id, run in runs.items())
             or "-"

@@ -372,8 +372,7 @@ class Node:
                 if intake.stopped:
                     dispatcher.give_up()
             else:
-                capacity = dispatcher.pool.capacity
-                intake.want(capacity, dispatcher.lookahead.wanted(capacity))
+                intake.want(dispatcher.pool.capacity, dispatcher.look_ahead())
         for dispatcher, partitions in self._partitions:
             # Not while a suspect is to run alone, and neither without bridges: another node may have some.
             able = dispatcher.ready and not dispatcher.settlement.stalled

@@ -221,6 +221,9 @@ class ServiceSettings(Settings):
     prewarm: bool = Field(
         True, description="whether a bridge's replacement starts before it stops; false if two do not fit, as on a GPU"
     )
+    pipelining: bool = Field(
+        True, description="whether short requests wait in the pipe of a busy bridge that gives them back when asked to"
+    )
     recycle: RecycleSettings = RecycleSettings()
     breaker: BreakerSettings = BreakerSettings()
     start_timeout: Seconds = Field(30.0, description="seconds from the start of a bridge to its handshake")

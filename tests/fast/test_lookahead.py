@@ -22,8 +22,9 @@ def test_nothing_is_held_before_enough_was_seen() -> None:
 @pytest.mark.parametrize(
     ("seconds", "each"),
     [
-        (0.0, 32),
-        (0.0001, 32),
+        (0.0, 128),
+        (0.0001, 128),
+        (0.00039, 128),
         (0.0015, 32),
         (0.002, 16),
         (0.004, 8),
@@ -46,7 +47,7 @@ def test_what_waits_is_served_within_the_budget(seconds: float) -> None:
 
 
 def test_it_is_the_usual_request_that_counts_not_a_rare_long_one() -> None:
-    assert watched(*[0.001] * 40, *[30.0] * 20).wanted(1) == MOST_PER_SLOT
+    assert watched(*[0.0001] * 40, *[30.0] * 20).wanted(1) == MOST_PER_SLOT
 
 
 def test_old_runs_are_forgotten() -> None:
@@ -69,6 +70,20 @@ def test_it_rises_only_by_a_clear_margin() -> None:
         for _ in range(SAMPLES):
             lookahead.ran(seconds)
         assert lookahead.wanted(1) == each, seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "each"), [(0.0, 16), (0.0001, 16), (0.003, 16), (0.004, 12), (0.05, 1), (0.051, 0), (60, 0)]
+)
+def test_of_short_requests_some_wait_in_the_pipe(seconds: float, each: int) -> None:
+    assert watched(*[seconds] * SAMPLES).piped(16) == each
+    assert watched(*[seconds] * (ENOUGH - 1)).piped(16) == 0
+
+
+def test_none_waits_in_the_pipe_where_some_take_long() -> None:
+    lookahead = watched(*[0.001] * 60, *[10.0] * 4)
+    assert lookahead.piped(16) == 0
+    assert lookahead.wanted(1) == 32
 
 
 def test_a_repr_says_how_much_it_saw() -> None:

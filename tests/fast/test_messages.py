@@ -200,7 +200,7 @@ def test_only_cancel_and_shutdown_are_reserved() -> None:
 def test_a_bridge_that_claims_nothing_gets_the_least(result: Any) -> None:
     assert messages.read_capabilities(result) == Capabilities()
     assert Capabilities() == Capabilities(
-        protocol=0, concurrency=1, cancel=False, stream=False, shutdown=False, commands=(), stacks=None
+        protocol=0, concurrency=1, cancel=False, stream=False, shutdown=False, commands=(), stacks=None, ahead=0
     )
 
 
@@ -221,6 +221,23 @@ def test_a_concurrency_that_makes_no_sense_is_refused(concurrency: Any) -> None:
     with pytest.raises(FrameError, match="concurrency must be 1 … 1024") as refused:
         messages.read_capabilities({"capabilities": {"concurrency": concurrency}})
     assert refused.value.kind == FrameKind.BAD_ENVELOPE
+
+
+def test_how_many_it_takes_ahead_is_read() -> None:
+    assert messages.read_capabilities({"capabilities": {"ahead": 16}}).ahead == 16
+
+
+@pytest.mark.parametrize("ahead", [-1, 1025, "2", 1.0, True, None, []])
+def test_a_number_ahead_that_makes_no_sense_is_refused(ahead: Any) -> None:
+    with pytest.raises(FrameError, match="ahead must be 0 … 1024") as refused:
+        messages.read_capabilities({"capabilities": {"ahead": ahead}})
+    assert refused.value.kind == FrameKind.BAD_ENVELOPE
+
+
+def test_a_failure_that_gives_a_request_back_is_known_by_its_type() -> None:
+    assert Failure(id=1, error="any", info=ErrorInfo(type=messages.GIVEN_BACK)).given_back
+    assert not Failure(id=1, error=messages.GIVEN_BACK, info=ErrorInfo(type="Cancelled")).given_back
+    assert not Failure(id=1, error=messages.GIVEN_BACK).given_back
 
 
 # ---- anything at all

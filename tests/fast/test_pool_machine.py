@@ -27,6 +27,7 @@ from worker_node.core.pool import (
     Pool,
     PoolLimits,
     Reason,
+    Recall,
     Send,
     Slot,
     Start,
@@ -72,6 +73,7 @@ class Booked(Ticket):
     stale: bool = False
     cancelled: bool = False
     epoch: str | None = None  # that it ran in
+    returned: bool = False  # from a bridge's pipe
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -101,6 +103,8 @@ class PoolMachine(RuleBasedStateMachine):
         concurrency=st.integers(0, 3),
         most_sessions=st.integers(1, 4),
         idle=st.sampled_from([math.inf, 2.0]),
+        ahead=st.integers(0, 2),
+        most_ahead=st.integers(0, 2),
     )
     def begin(
         self,
@@ -115,6 +119,8 @@ class PoolMachine(RuleBasedStateMachine):
         concurrency: int,
         most_sessions: int,
         idle: float,
+        ahead: int,
+        most_ahead: int,
     ) -> None:
         self.limits = PoolLimits(
             least=least,
@@ -139,10 +145,12 @@ class PoolMachine(RuleBasedStateMachine):
             SessionLimits(most=most_sessions, idle=idle, age=30), map("e{}".format, itertools.count()).__next__
         )
         self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter, self.sessions)
+        self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter)
+        self.pool.ahead = most_ahead
         self.perform(self.pool.open(self.now))
         for slot in self.in_phase(Phase.STARTING):
             if concurrency:  # most stories begin when the bridges are up
-                self.perform(self.pool.greeted(slot, concurrency=concurrency, cancels=True, now=self.now))
+                self.perform(self.pool.greeted(slot, concurrency=concurrency, ahead=ahead, cancels=True, now=self.now))
 
     # What a dispatcher does.
 
@@ -166,6 +174,7 @@ class PoolMachine(RuleBasedStateMachine):
                         self.sent_in_session(ticket, ticket.claim, slot)
                 case Forget(slot, _):
                     assert self.live[slot] == []
+        self.pool.ahead = most_ahead
                 case Cancel(slot, request_id):
                     assert self.pool.slots[slot].cancels
                     assert self.pool.slots[slot].runs[request_id].due > self.now
@@ -221,10 +230,12 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(
         request_id=st.integers(1, 4),
         alone=st.booleans(),
+        light=st.booleans(),
         patience=st.sampled_from([math.inf, 0.0, 1.0, 5.0]),
     )
-    def submit(self, request_id: int, alone: bool, patience: float) -> None:
-        ticket = Booked(request_id=request_id, deadline=self.now + patience, alone=alone, number=len(self.tickets))
+    def submit(self, request_id: int, alone: bool, light: bool, patience: float) -> None:
+        deadline = self.now + patience
+        ticket = Booked(request_id=request_id, deadline=deadline, alone=alone, light=light, number=len(self.tickets))
         self.tickets.append(ticket)
         self.perform(self.pool.submit(ticket, self.now))
 
@@ -264,10 +275,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(session.busy and session.moved for session in self.sessions if session.partition == partition)
 
     @precondition(lambda self: self.in_phase(Phase.STARTING))
-    @rule(data=st.data(), concurrency=st.integers(1, 3), cancels=st.booleans())
-    def greeted(self, data: st.DataObject, concurrency: int, cancels: bool) -> None:
+    @rule(data=st.data(), concurrency=st.integers(1, 3), ahead=st.integers(0, 2), cancels=st.booleans())
+    def greeted(self, data: st.DataObject, concurrency: int, ahead: int, cancels: bool) -> None:
         slot = data.draw(st.sampled_from(self.in_phase(Phase.STARTING)))
-        self.perform(self.pool.greeted(slot, concurrency=concurrency, cancels=cancels, now=self.now))
+        self.perform(self.pool.greeted(slot, concurrency=concurrency, ahead=ahead, cancels=cancels, now=self.now))
 
     @precondition(lambda self: any(slot.runs for slot in self.pool.slots))
     @rule(data=st.data(), recycle=st.sampled_from([False, False, True]))
@@ -280,6 +291,27 @@ class PoolMachine(RuleBasedStateMachine):
         assert run.ticket.slot == slot
         run.ticket.place = Place.FINISHED
         self.perform(self.pool.finished(slot, request_id, self.now, recycle=recycle))
+
+    @precondition(lambda self: any(not run.begun for slot in self.pool.slots for run in slot.runs.values()))
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        unbegun = [
+            (slot.number, request_id)
+            for slot in self.pool.slots
+            for request_id, run in slot.runs.items()
+            if not run.begun
+        ]
+        slot, request_id = data.draw(st.sampled_from(unbegun))
+        self.returns(self.pool.slots[slot].runs[request_id].ticket)
+        self.perform(self.pool.given_back(slot, request_id, self.now))
+
+    def returns(self, ticket: Booked) -> None:
+        """It comes out of a bridge's pipe, where it had not begun."""
+        assert ticket.place is Place.RUNNING
+        ticket.place, ticket.slot = Place.WAITING, None
+        if not ticket.returned:
+            ticket.returned = True
+            self.started.remove(ticket.number)
 
     @precondition(lambda self: any(self.pool.tickets()))
     @rule(data=st.data())
@@ -312,6 +344,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def dies(self, slot: int) -> None:
         del self.live[slot]
+        for run in self.pool.slots[slot].runs.values():
+            if not run.begun:
+                self.returns(run.ticket)
         self.perform(self.pool.exited(slot, self.now))
 
     @precondition(lambda self: self.in_phase(Phase.READY))
@@ -392,7 +427,9 @@ class PoolMachine(RuleBasedStateMachine):
         assert all(slot.retiring for slot in ready)
         assert sum(slot.replaces is not None for slot in self.pool.slots) <= 1
         for slot in self.pool.slots:
-            assert len(slot.runs) <= slot.concurrency
+            assert len(slot.runs) <= slot.concurrency + slot.ahead
+            begun = [run.begun for run in slot.runs.values()]
+            assert begun == [number < slot.concurrency for number in range(len(begun))], "one of those ahead has begun"
             assert all(request_id == run.ticket.request_id for request_id, run in slot.runs.items())
             if any(run.ticket.alone for run in slot.runs.values()):
                 assert len(slot.runs) == 1
@@ -484,8 +521,7 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.perform(self.pool.drain(self.now))
         for slot in sorted(self.live):
-            del self.live[slot]
-            self.perform(self.pool.exited(slot, self.now))
+            self.dies(slot)
         assert self.pool.empty
         assert not self.live
         assert not list(self.pool.tickets())

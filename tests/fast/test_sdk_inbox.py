@@ -49,6 +49,16 @@ def test_a_waiting_request_is_withdrawn_and_the_others_stay() -> None:
     assert not inbox.was_cancelled(2)
 
 
+def test_what_is_asked_back_is_given_back_if_it_waits_and_never_remembered() -> None:
+    inbox = Inbox()
+    asked_back = frame(9, CANCEL, id=2, unbegun=True) + frame(10, CANCEL, id=77, unbegun=True)
+    assert inbox.receive(frame(1) + frame(2) + frame(3) + asked_back) == []
+    assert inbox.given_back() == [2]
+    assert inbox.given_back() == []
+    assert waiting(inbox) == [1, 3]
+    assert not inbox.was_cancelled(77)
+
+
 def test_a_cancel_that_comes_first_is_remembered_once() -> None:
     inbox = Inbox()
     assert not inbox.withdraw(5)

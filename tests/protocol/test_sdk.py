@@ -91,6 +91,7 @@ def test_ping_tells_the_capabilities(start: Start, environment: Mapping[str, str
     assert result["capabilities"] == {
         "protocol": 1,
         "concurrency": 3,
+        "ahead": 0,
         "cancel": True,
         "stream": False,
         "shutdown": True,
@@ -672,6 +673,43 @@ def test_a_waiting_request_that_is_cancelled_is_answered_at_once_and_not_run(sta
     assert cancelled(running)(client.receive())
     assert client.receive() == Result(id=last, result=0)
     assert client.stderr().count("busy") == 1
+
+
+def test_waiting_requests_that_are_asked_back_are_given_back_at_once_and_not_run(start: Start) -> None:
+    client = start(CANCELLABLE)
+    running = client.send("work", how="sleep")
+    waiting = [client.send("work", how="sleep") for _ in range(16)]
+    client.wait_for_stderr("busy")
+    for request_id in waiting:
+        client.send(CANCEL, id=request_id, unbegun=True)
+    for request_id in waiting:
+        reply = client.receive()
+        assert isinstance(reply, Failure)
+        assert (reply.id, reply.given_back) == (request_id, True)
+    client.send(CANCEL, id=running, unbegun=True)
+    client.send(CANCEL, id=running)
+    assert cancelled(running)(client.receive())
+    assert client.call("nap", seconds=0) == 0
+    assert client.stderr().count("busy") == 1
+
+
+@pytest.mark.parametrize(
+    ("made", "ahead"), [("Bridge()", 16), ("Bridge(concurrency=2)", 0)], ids=["one at a time", "several"]
+)
+def test_a_bridge_of_synchronous_commands_takes_some_ahead(start: Start, made: str, ahead: int) -> None:
+    client = start(TEN_LINES, prelude=PRELUDE.replace("Bridge()", made))
+    assert read_capabilities(client.call(PING)).ahead == ahead
+
+
+def test_a_bridge_of_asynchronous_commands_takes_none_ahead(start: Start) -> None:
+    client = start(
+        """
+        @bridge.command
+        async def wait() -> None: ...
+        bridge.serve()
+        """
+    )
+    assert read_capabilities(client.call(PING)).ahead == 0
 
 
 def test_a_cancel_that_comes_before_its_request_is_remembered(start: Start) -> None:

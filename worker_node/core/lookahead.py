@@ -2,16 +2,16 @@
 
 The broker needs a moment to send the next request after an ack. When requests are short that moment counts, so
 a few are kept waiting in the node; when they are long none is, so that no request waits behind a busy slot
-while another node idles.
+while another node idles. Of those that wait, a few may do so in a bridge's pipe: see `Pool`.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from statistics import median
+from statistics import fmean, median
 
-BUDGET = 0.05  # seconds a request may expect to wait in the node
-MOST_PER_SLOT = 32
+BUDGET = 0.05  # seconds a request may expect to wait in the node, and as long in a bridge's pipe
+MOST_PER_SLOT = 128
 SAMPLES = 64
 ENOUGH = 16
 
@@ -43,3 +43,10 @@ class Lookahead:
         if fitting < self._each or fitting >= min(4 * self._each, MOST_PER_SLOT):
             self._each = 1 << (fitting.bit_length() - 1) if fitting else 0
         return capacity * self._each
+
+    def piped(self, most: int) -> int:
+        """How many requests may wait in one bridge's pipe, at most `most`. Here a few that take long count too."""
+        if len(self._durations) < ENOUGH:
+            return 0
+        usual = fmean(self._durations)
+        return min(most, int(BUDGET / usual)) if usual > 0 else most

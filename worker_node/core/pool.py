@@ -18,6 +18,11 @@ time, so a pool never recycles at once.
 
 A ticket of a session waits in the line of the slot its session is pinned to (see core.sessions), every other ticket in
 one line for all. When both lines wait for one slot they take turns, as `session_share` says.
+
+A bridge that runs one request at a time may claim to take some *ahead*: while requests are short a few more wait in
+its pipe, unbegun, so that it need not wait for the node between two. They are begun in the order they were sent, so it
+is known which one a bridge died of; the others are given to another. If the one before them takes long they are
+recalled, and wait here again.
 """
 
 from __future__ import annotations
@@ -144,13 +149,15 @@ class Claim:
 class Ticket:
     """A delivery waiting for or holding a slot. `deadline` on the pool's clock, infinite where there is none.
 
-    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). Set by the pool:
-    `since`, when it came; `session`, the one it belongs to; `fresh`, that this is not the one it asked for.
+    `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). `light`: it is small
+    enough to wait in a bridge's pipe. Set by the pool: `since`, when it came; `session`, the one it belongs to;
+    `fresh`, that this is not the one it asked for.
     """
 
     request_id: int
     deadline: float = math.inf
     alone: bool = False
+    light: bool = False
     claim: Claim | None = None
     since: float = 0.0
     session: Session | None = None
@@ -182,7 +189,8 @@ class PoolLimits:
 
     Between `least` and `most` bridges: one more when a ticket has waited for `grow_after`, one fewer when one was
     idle for `shrink_after`; `spare` of them are kept idle as far as `most` allows. `prewarm`: see the module's
-    docstring; without it a worn bridge stops first, one at a time.
+    docstring; without it a worn bridge stops first, one at a time. `recall_after`: how long a request may run before
+    those behind it in the pipe are recalled.
 
     Of the turns of a slot that both kinds of ticket wait for, those of sessions get `session_share`. A worn bridge is
     replaced when its sessions have had no request for `session_quiet`, and after `session_patience` in any case.
@@ -204,6 +212,7 @@ class PoolLimits:
     wear: Wear = Wear()
     breaker_failures: int = 5
     breaker_window: float = 60.0
+    recall_after: float = 0.05
     session_share: float = 0.5
     session_quiet: float = 10.0
     session_patience: float = 300.0
@@ -228,6 +237,14 @@ class Send(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """Write a cancel frame for the request to the slot's bridge."""
+
+    slot: int
+    request_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """Ask the slot's bridge to give the request back, if it has not begun it."""
 
     slot: int
     request_id: int
@@ -259,20 +276,22 @@ class Forget:
     session: str
 
 
-Action = Start | Send[T] | Cancel | Stop | End[T] | Forget
+Action = Start | Send[T] | Cancel | Recall | Stop | End[T] | Forget
 
 
 @dataclass(slots=True)
 class Run(Generic[T]):
     """A request on a bridge. `reason` is set once it is late or cancelled.
 
-    A reply to a late one no longer counts; of a cancelled one, a result still does: it was first.
+    A reply to a late one no longer counts; of a cancelled one, a result still does: it was first. `begun`: it does not
+    wait in the bridge's pipe behind another; `started` is when that was so.
     """
 
     ticket: T
     started: float
     due: float
     reason: Reason | None = None
+    begun: bool = True
 
 
 @dataclass(slots=True, eq=False)
@@ -289,6 +308,8 @@ class Slot(Generic[T]):
     due: float = -math.inf
     runs: dict[int, Run[T]] = field(default_factory=dict)
     concurrency: int = 1
+    ahead: int = 0  # how many more it takes that wait in its pipe
+    slow: bool = False  # what runs takes long: nothing waits behind it
     cancels: bool = False
     pinned: deque[T] = field(default_factory=deque)  # tickets of its sessions that wait
     turns: float = 0.0  # of its turns, how much of one its sessions are owed
@@ -310,16 +331,24 @@ class Slot(Generic[T]):
     most_memory: float = math.inf
     oversized: bool = False  # it was born over its memory limit, which is a mistake in the settings, and no leak
 
-    def accepts(self, ticket: T) -> bool:
-        """Whether `ticket` may run here now."""
+    def accepts(self, ticket: T, ahead: int = 0) -> bool:
+        """Whether `ticket` may run here now; or wait in the pipe, of those that do at most `ahead`."""
         runs = self.runs
-        if self.phase is not Phase.READY or self.retiring or self.doomed or len(runs) >= self.concurrency:
+        if self.phase is not Phase.READY or self.retiring or self.doomed:
             return False
         if not runs:
             return True
+        room = self.concurrency if self.slow or not ticket.light else self.concurrency + min(ahead, self.ahead)
+        if len(runs) >= room:
+            return False
         if ticket.alone or ticket.request_id in runs:
             return False
         return not any(run.ticket.alone for run in runs.values())
+
+    @property
+    def at_work(self) -> dict[int, Run[T]]:
+        """The requests that are begun, as far as can be told."""
+        return {request_id: run for request_id, run in self.runs.items() if run.begun}
 
     @property
     def state(self) -> str:
@@ -342,6 +371,7 @@ class Pool(Generic[T]):
         self.waiting: deque[T] = deque()
         self.draining = False
         self.wake_at = math.inf  # call `due` by then
+        self.ahead = 0  # how many requests may wait in the pipe of a bridge that takes so many
         self._jitter = jitter
         self._breaker = Breaker(failures=limits.breaker_failures, window=limits.breaker_window)
         self._usual_concurrency = 1  # what the latest bridge said
@@ -427,9 +457,19 @@ class Pool(Generic[T]):
         return actions
 
     def greeted(
-        self, number: int, *, concurrency: int, cancels: bool, now: float, memory: int | None = None
+        self,
+        number: int,
+        *,
+        concurrency: int,
+        cancels: bool,
+        now: float,
+        ahead: int = 0,
+        memory: int | None = None,
     ) -> list[Action[T]]:
-        """The slot's bridge passed its handshake. `memory`: what it uses already, in bytes, where that is limited."""
+        """The slot's bridge passed its handshake, and claims to take so many requests at once, and ahead.
+
+        `memory`: what it uses already, in bytes, where that is limited.
+        """
         slot = self.slots[number]
         actions: list[Action[T]] = []
         self._move(slot, Event.READY)
@@ -437,6 +477,7 @@ class Pool(Generic[T]):
         slot.greeted = True
         slot.start_failed = False
         slot.concurrency = self._usual_concurrency = concurrency
+        slot.ahead = ahead if concurrency == 1 else 0  # of several at once it is not known which is begun
         slot.cancels = cancels
         slot.idle_since = now
         self._set_wear(slot, now)
@@ -470,6 +511,24 @@ class Pool(Generic[T]):
             self._replace(now, actions)
         if not slot.runs:
             self._became_idle(slot, now, actions)
+        elif slot.ahead:
+            self._begin_next(slot, now)
+        self._assign(now, actions)
+        return actions
+
+    def given_back(self, number: int, request_id: int, now: float) -> list[Action[T]]:
+        """The bridge gave back a request that waited in its pipe: it waits here again, or ends if it is late."""
+        slot = self.slots[number]
+        actions: list[Action[T]] = []
+        run = slot.runs.pop(request_id)
+        if run.reason is not None or self.draining:
+            actions.append(End(run.ticket, run.reason or Reason.DRAINED))
+        else:
+            self._wait_again([run.ticket])
+        if not slot.runs:
+            self._became_idle(slot, now, actions)
+        else:
+            self._begin_next(slot, now)
         self._assign(now, actions)
         return actions
 
@@ -509,16 +568,23 @@ class Pool(Generic[T]):
         """
         slot = self.slots[number]
         reason = slot.reason or Reason.CRASHED
-        actions: list[Action[T]] = [
-            End(run.ticket, run.reason or _shared_fate(reason), number) for run in slot.runs.values()
-        ]
+        actions: list[Action[T]] = []
+        unbegun: list[T] = []
+        for run in slot.runs.values():
+            if run.begun:
+                actions.append(End(run.ticket, run.reason or _shared_fate(reason), number))
+            elif run.reason is not None or self.draining:
+                actions.append(End(run.ticket, run.reason or Reason.DRAINED))
+            else:
+                unbegun.append(run.ticket)
+        self._wait_again(unbegun)
         self._move(slot, Event.EXIT)
         slot.faults = slot.faults + 1 if reason in _FAULTS else 0
         if not slot.greeted and reason in _FAULTS:
             slot.start_failed = True
             self._breaker.failed(now)
         slot.runs = {}
-        slot.retiring = slot.doomed = slot.oversized = False
+        slot.retiring = slot.doomed = slot.oversized = slot.slow = False
         slot.reason = slot.step = slot.worn = slot.replaces = None
         slot.due = now + self._restart_delay(slot.faults, worked=slot.greeted)
         slot.greeted = False
@@ -808,6 +874,7 @@ class Pool(Generic[T]):
 
     def _became_idle(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
         slot.idle_since = now
+        slot.slow = False
         if slot.phase is Phase.READY:
             if slot.retiring or self.draining:
                 self._stop(slot, slot.worn or Reason.DRAINED, now, actions)
@@ -1006,8 +1073,50 @@ class Pool(Generic[T]):
                 actions.append(Cancel(slot.number, request_id))
             else:
                 run.reason = run.reason or _lateness(run)
-                self._stop(slot, run.reason, now, actions)
-                return
+                if run.begun:
+                    self._stop(slot, run.reason, now, actions)
+                    return
+                run.due = math.inf  # it is not what the bridge is at: it is seen to when its turn comes
+        if slot.ahead and len(slot.runs) > 1:
+            self._recall_due(slot, now, actions)
+
+    # Ahead.
+
+    def _begin_next(self, slot: Slot[T], now: float) -> None:
+        """What ran is done: the first that waits in the pipe is begun, as far as can be told."""
+        run = next(iter(slot.runs.values()))
+        if run.begun:
+            return
+        run.begun = True
+        run.started = now
+        slot.slow = False
+        if run.reason is None:
+            run.due = min(now + self.limits.run_timeout, run.ticket.deadline)
+        else:
+            run.due = now + self.limits.cancel_timeout
+        self._watch(run.due)
+        if len(slot.runs) > 1:
+            self._watch(now + self.limits.recall_after)
+
+    def _recall_due(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
+        """If what runs takes long, nothing shall wait behind it."""
+        if slot.slow:
+            return
+        first, *others = slot.runs.items()
+        ripe = first[1].started + self.limits.recall_after
+        if ripe > now:
+            self._watch(ripe)
+            return
+        slot.slow = True
+        actions += [Recall(slot.number, request_id) for request_id, run in others if run.reason is None]
+
+    def _wait_again(self, tickets: list[T]) -> None:
+        """Put tickets back in line, where they were."""
+        for ticket in reversed(tickets):
+            behind = 0
+            while behind < len(self.waiting) and self.waiting[behind].since < ticket.since:
+                behind += 1
+            self.waiting.insert(behind, ticket)
 
     def _wear_due(self, slot: Slot[T], now: float) -> None:
         if slot.worn is not None:
@@ -1047,7 +1156,11 @@ class Pool(Generic[T]):
             self._assign_pinned(now, actions, contested=False)
 
     def _send(self, slot: Slot[T], ticket: T, now: float, actions: list[Action[T]]) -> None:
-        run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
+        if len(slot.runs) < slot.concurrency:
+            run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
+        else:
+            run = Run(ticket, now, ticket.deadline, begun=False)
+            self._watch(next(iter(slot.runs.values())).started + self.limits.recall_after)
         slot.runs[ticket.request_id] = run
         self._watch(run.due)
         actions.append(Send(slot.number, ticket))
@@ -1095,7 +1208,8 @@ class Pool(Generic[T]):
     def _least_loaded(self, ticket: T) -> Slot[T] | None:
         best: Slot[T] | None = None
         for slot in self.slots:
-            if slot.accepts(ticket) and (best is None or len(slot.runs) < len(best.runs)):
+            ahead = 0 if slot.pinned else self.ahead  # its sessions wait for their turn: its pipe runs empty for that
+            if slot.accepts(ticket, ahead) and (best is None or len(slot.runs) < len(best.runs)):
                 if not slot.runs:
                     return slot
                 if slot.pinned and slot.pinned[0].alone:

@@ -1,0 +1,216 @@
+"""Requests ahead: what waits in a bridge's pipe, and what becomes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from worker_node.core.pool import (
+    Cancel,
+    End,
+    Pool,
+    PoolLimits,
+    Reason,
+    Recall,
+    Send,
+    Step,
+    Stop,
+    Ticket,
+)
+
+LIMITS = PoolLimits(
+    least=1,
+    most=1,
+    eager=True,
+    start_timeout=30,
+    run_timeout=60,
+    cancel_timeout=3,
+    stop_timeout=5,
+    restart_delay=0.5,
+    max_restart_delay=8,
+    recall_after=0.05,
+)
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Named(Ticket):
+    """A ticket that a story can name."""
+
+    def __repr__(self) -> str:
+        return f"t{self.request_id}"
+
+
+def ticket(number: int, **options: Any) -> Named:
+    return Named(request_id=number, **{"light": True, **options})
+
+
+def pool(
+    *, bridges: int = 1, concurrency: int = 1, claimed: int = 2, most: int = 2, cancels: bool = True
+) -> Pool[Named]:
+    """A pool at time 0 whose bridges are up."""
+    made: Pool[Named] = Pool(replace(LIMITS, least=bridges, most=bridges), lambda: 1.0)
+    made.open(0)
+    made.ahead = most
+    for number in range(bridges):
+        made.greeted(number, concurrency=concurrency, ahead=claimed, cancels=cancels, now=0)
+    return made
+
+
+def submitted(tried: Pool[Named], *tickets: Named, now: float = 0) -> list[Named]:
+    """Those that were sent to a bridge."""
+    sent = []
+    for each in tickets:
+        sent += [action.ticket for action in tried.submit(each, now) if isinstance(action, Send)]
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        ({}, 3),
+        ({"most": 1}, 2),
+        ({"claimed": 1}, 2),
+        ({"most": 0}, 1),
+        ({"claimed": 0}, 1),
+        ({"concurrency": 2}, 2),  # which of the two has begun the third could not be told
+    ],
+)
+def test_as_many_wait_in_the_pipe_as_both_sides_allow(options: dict[str, int], sent: int) -> None:
+    tried = pool(**options)
+    tickets = [ticket(number) for number in range(1, 6)]
+    assert submitted(tried, *tickets) == tickets[:sent]
+    assert list(tried.waiting) == tickets[sent:]
+
+
+def test_an_idle_bridge_comes_before_a_pipe_and_pipes_fill_evenly() -> None:
+    tried = pool(bridges=2)
+    slots = [
+        action.slot for number in range(1, 7) for action in tried.submit(ticket(number), 0) if isinstance(action, Send)
+    ]
+    assert slots == [0, 1, 0, 1, 0, 1]
+
+
+def test_what_is_heavy_or_must_be_alone_never_waits_in_a_pipe() -> None:
+    for special in (ticket(2, light=False), ticket(2, alone=True)):
+        tried = pool()
+        assert submitted(tried, ticket(1), special) != [special]
+        assert list(tried.waiting) == [special]
+    tried = pool()
+    submitted(tried, ticket(1, alone=True), ticket(2))
+    assert [run.ticket.request_id for run in tried.slots[0].runs.values()] == [1]
+
+
+def test_the_time_of_one_that_waits_counts_from_when_it_is_begun() -> None:
+    tried = pool()
+    submitted(tried, ticket(1), ticket(2))
+    second = tried.run(0, 2)
+    assert second is not None
+    assert (second.begun, list(tried.slots[0].at_work)) == (False, [1])
+    tried.finished(0, 1, 40)
+    assert (second.begun, second.started, second.due) == (True, 40, 100)
+    assert list(tried.slots[0].at_work) == [2]
+    assert tried.due(100)[0] == Cancel(0, 2)
+
+
+def test_when_one_takes_long_those_behind_it_are_recalled_and_go_elsewhere() -> None:
+    tried = pool(bridges=2)
+    first, other, second, third = (ticket(number) for number in (1, 2, 3, 4))
+    submitted(tried, first, other, second, third)  # 3 waits behind 1, 4 behind 2
+    tried.finished(1, 2, 0.04)
+    tried.finished(1, 4, 0.041)
+    assert tried.wake_at == 0.05
+    assert tried.due(0.05) == [Recall(0, 3)]
+    assert tried.due(1) == []
+    assert tried.given_back(0, 3, 1) == [Send(1, second)]
+    # And nothing new is put behind it.
+    assert tried.submit(ticket(5), 1) == [Send(1, tried.slots[1].runs[5].ticket)]
+    tried.finished(0, 1, 2)
+    assert not tried.slots[0].slow
+
+
+def test_one_that_was_begun_when_it_was_recalled_is_served_as_any_other() -> None:
+    tried = pool()
+    submitted(tried, ticket(1), ticket(2))
+    assert tried.due(0.05) == [Recall(0, 2)]
+    tried.finished(0, 1, 0.06)
+    run = tried.run(0, 2)
+    assert run is not None
+    assert run.reason is None
+    assert tried.finished(0, 2, 0.07) == []
+    assert tried.slots[0].state == "idle"
+
+
+def test_what_is_given_back_waits_where_it_was() -> None:
+    tried = pool()
+    tickets = [ticket(number) for number in range(1, 6)]
+    for moment, each in enumerate(tickets):
+        tried.submit(each, moment / 1000)
+    tried.slots[0].slow = True
+    tried.given_back(0, 3, 1)
+    tried.given_back(0, 2, 1)
+    assert list(tried.waiting) == tickets[1:]
+
+
+def test_when_the_bridge_dies_only_what_it_had_begun_is_its_victim() -> None:
+    tried = pool()
+    first, second, third, fourth = (ticket(number) for number in range(1, 5))
+    submitted(tried, first, second, third, fourth)
+    actions = tried.exited(0, 1)
+    assert [action for action in actions if isinstance(action, End)] == [End(first, Reason.CRASHED, 0)]
+    assert list(tried.waiting) == [second, third, fourth]
+    # The one that it died of had not been answered; with its reply, the next would have been begun.
+    tried = pool()
+    submitted(tried, first, second)
+    tried.finished(0, 1, 1)
+    assert End(second, Reason.CRASHED, 0) in tried.exited(0, 1)
+
+
+def test_when_the_bridge_is_stopped_for_a_late_one_the_others_are_not_its_neighbours() -> None:
+    tried = pool(cancels=False)
+    late, behind = ticket(1), ticket(2)
+    submitted(tried, late, behind)
+    assert tried.due(60) == [Stop(0, Step.TERMINATE, Reason.RUN_TIMEOUT)]
+    actions = tried.exited(0, 61)
+    assert [action for action in actions if isinstance(action, End)] == [End(late, Reason.RUN_TIMEOUT, 0)]
+    assert list(tried.waiting) == [behind]
+
+
+def test_one_that_is_late_before_it_is_begun_is_cancelled_and_takes_no_bridge_down() -> None:
+    tried = pool()
+    submitted(tried, ticket(1), ticket(2, deadline=10))
+    assert tried.due(10) == [Cancel(0, 2)]
+    assert tried.due(20) == []
+    tried.finished(0, 1, 30)
+    run = tried.run(0, 2)
+    assert run is not None
+    assert (run.reason, run.due) == (Reason.DEADLINE, 33)
+
+
+def test_one_that_is_late_and_given_back_ends() -> None:
+    tried = pool()
+    late = ticket(2, deadline=10)
+    submitted(tried, ticket(1), late)
+    tried.due(10)
+    assert tried.given_back(0, 2, 11) == [End(late, Reason.DEADLINE)]
+
+
+def test_while_draining_what_is_given_back_is_handed_back() -> None:
+    tried = pool()
+    first, second, third = ticket(1), ticket(2), ticket(3)
+    submitted(tried, first, second, third)
+    tried.drain(0.01)
+    assert tried.due(0.05) == [Recall(0, 2), Recall(0, 3)]
+    assert tried.given_back(0, 2, 0.06) == [End(second, Reason.DRAINED)]
+    assert tried.finished(0, 1, 1) == []
+    assert tried.finished(0, 3, 2) == [Stop(0, Step.ASK, Reason.DRAINED)]
+    assert third.request_id == 3
+
+
+def test_aborted_all_of_it_is_handed_back() -> None:
+    tried = pool()
+    first, second = ticket(1), ticket(2)
+    submitted(tried, first, second)
+    tried.abort(1)
+    assert tried.exited(0, 1) == [End(first, Reason.DRAINED, 0), End(second, Reason.DRAINED)]
