@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pika
 import pika.channel
@@ -196,8 +196,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
     # What asyncio tells its protocol.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # by its methods: uvloop's is none by its class
         self._on_stream_connected()
 
     def connection_lost(self, error: Exception | None) -> None:

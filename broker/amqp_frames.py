@@ -16,6 +16,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from decimal import DecimalException
+from functools import lru_cache
 from typing import Any
 
 from pika import spec
@@ -37,6 +38,7 @@ ACK = spec.Basic.Ack.INDEX
 NACK = spec.Basic.Nack.INDEX
 
 _END = bytes((FRAME_END,))
+_BYTES = tuple(bytes((number,)) for number in range(256))
 _PUBLISH = struct.Struct(">IH")  # method, then a field that is no longer used
 _CONTENT = struct.Struct(">HHQH")  # class, weight (0), size of the body, which properties follow
 _SETTLE = struct.Struct(">BHIIQBB")
@@ -77,35 +79,33 @@ def publish_frames(message: Message, largest_body: int) -> list[bytes]:
     A direct reply is not mandatory: RabbitMQ 4.0 delivers it and returns it all the same, as no queue is bound.
     The message must have passed `broker.limits.check_message`.
     """
-    method = b"".join(
-        (
-            _PUBLISH.pack(spec.Basic.Publish.INDEX, 0),
-            _short(message.exchange),
-            _short(message.routing_key),
-            b"\x00" if message.routing_key.startswith(_DIRECT_REPLY) and not message.exchange else b"\x01",
-        )
-    )
     body = message.body
     size = len(body)
+    method = _publish_method(message.exchange, message.routing_key)
     header = _content_header(message.properties, size)
-    pieces: list[bytes | bytearray] = [
-        FRAME_HEAD.pack(METHOD, CHANNEL, len(method)),
-        method,
-        _END,
-        FRAME_HEAD.pack(HEADER, CHANNEL, len(header)),
-        header,
-        _END,
-    ]
-    if size <= largest_body:
-        if size:
-            pieces += (FRAME_HEAD.pack(BODY, CHANNEL, size), body, _END)
-        return [b"".join(pieces)]
-    frames = [b"".join(pieces)]
+    head = FRAME_HEAD.pack(HEADER, CHANNEL, len(header))
+    if 0 < size <= largest_body:
+        return [b"".join((method, head, header, _END, FRAME_HEAD.pack(BODY, CHANNEL, size), body, _END))]
+    frames = [b"".join((method, head, header, _END))]
     view = memoryview(body)
     for start in range(0, size, largest_body):
         part = view[start : start + largest_body]
         frames.append(b"".join((FRAME_HEAD.pack(BODY, CHANNEL, len(part)), part, _END)))
     return frames
+
+
+@lru_cache(maxsize=1024)
+def _publish_method(exchange: str, routing_key: str) -> bytes:
+    """The method frame of a publish: the same for each on one route."""
+    payload = b"".join(
+        (
+            _PUBLISH.pack(spec.Basic.Publish.INDEX, 0),
+            _short(exchange),
+            _short(routing_key),
+            b"\x00" if routing_key.startswith(_DIRECT_REPLY) and not exchange else b"\x01",
+        )
+    )
+    return FRAME_HEAD.pack(METHOD, CHANNEL, len(payload)) + payload + _END
 
 
 def ack_frame(tag: int, *, multiple: bool = False) -> bytes:
@@ -196,54 +196,65 @@ def read_content_header(payload: bytes) -> tuple[int, Properties]:
 def _content_header(properties: Properties, size: int) -> bytes:
     flags = 0
     pieces: list[bytes] = []
-    if properties.content_type is not None:
+    if (content_type := properties.content_type) is not None:
         flags |= _CONTENT_TYPE
-        pieces.append(_short(properties.content_type))
-    if properties.content_encoding is not None:
+        pieces += _short_pieces(content_type)
+    if (content_encoding := properties.content_encoding) is not None:
         flags |= _CONTENT_ENCODING
-        pieces.append(_short(properties.content_encoding))
+        pieces += _short_pieces(content_encoding)
     if properties.headers:
         flags |= _HEADERS
         table = _table(properties.headers)
         pieces += (_LENGTH.pack(len(table)), table)
-    if properties.delivery_mode is not None:
+    if (delivery_mode := properties.delivery_mode) is not None:
         flags |= _DELIVERY_MODE
-        pieces.append(bytes((properties.delivery_mode,)))
-    if properties.priority is not None:
+        pieces.append(_BYTES[delivery_mode])
+    if (priority := properties.priority) is not None:
         flags |= _PRIORITY
-        pieces.append(bytes((properties.priority,)))
-    if properties.correlation_id is not None:
+        pieces.append(_BYTES[priority])
+    if (correlation_id := properties.correlation_id) is not None:
         flags |= _CORRELATION_ID
-        pieces.append(_short(properties.correlation_id))
-    if properties.reply_to is not None:
+        pieces += _short_pieces(correlation_id)
+    if (reply_to := properties.reply_to) is not None:
         flags |= _REPLY_TO
-        pieces.append(_short(properties.reply_to))
-    if properties.message_id is not None:
+        pieces += _short_pieces(reply_to)
+    if (message_id := properties.message_id) is not None:
         flags |= _MESSAGE_ID
-        pieces.append(_short(properties.message_id))
-    if properties.type is not None:
+        pieces += _short_pieces(message_id)
+    if (type_ := properties.type) is not None:
         flags |= _TYPE
-        pieces.append(_short(properties.type))
+        pieces += _short_pieces(type_)
     return _CONTENT.pack(spec.Basic.INDEX, 0, size, flags) + b"".join(pieces)
 
 
 def _table(headers: Mapping[str, Any]) -> bytes:
     pieces: list[bytes] = []
     for name, value in headers.items():
-        pieces.append(_short(name))
-        if isinstance(value, str):
+        if type(value) is int:
+            pieces += (_field(name, b"l"), _INTEGER.pack(value))
+        elif isinstance(value, str):
             text = value.encode()
-            pieces += (b"S", _LENGTH.pack(len(text)), text)
+            pieces += (_field(name, b"S"), _LENGTH.pack(len(text)), text)
         elif isinstance(value, bool):
-            pieces.append(b"t\x01" if value else b"t\x00")
+            pieces += (_field(name, b"t"), b"\x01" if value else b"\x00")
         else:
-            pieces += (b"l", _INTEGER.pack(value))
+            pieces += (_field(name, b"l"), _INTEGER.pack(value))
     return b"".join(pieces)
 
 
+@lru_cache(maxsize=256)
+def _field(name: str, kind: bytes) -> bytes:
+    """The start of a header: its name and type. There are few of them."""
+    return _short(name) + kind
+
+
 def _short(text: str) -> bytes:
+    return b"".join(_short_pieces(text))
+
+
+def _short_pieces(text: str) -> tuple[bytes, bytes]:
     encoded = text.encode()
-    return bytes((len(encoded),)) + encoded
+    return _BYTES[len(encoded)], encoded
 
 
 def _read_short(payload: bytes, offset: int) -> tuple[str, int]:
