@@ -449,11 +449,15 @@ class Pool(Generic[T]):
         ticket.since = now
         self._watch(ticket.deadline)
         actions: list[Action[T]] = []
-        if ticket.claim is None:
-            self.waiting.append(ticket)
-        else:
+        if ticket.claim is not None:
             self._pin(ticket, ticket.claim, now, actions)
-        self._assign(now, actions)
+            self._assign(now, actions)
+            return actions
+        self.waiting.append(ticket)
+        if len(self.waiting) > 1:  # then there is no room for the first, let alone for this one
+            self._grow(now, actions)
+        else:
+            self._assign(now, actions)
         return actions
 
     def greeted(
@@ -786,7 +790,11 @@ class Pool(Generic[T]):
             self.slots.append(Slot(len(self.slots), None))
 
     def _seated(self, *phases: Phase) -> int:
-        return sum(slot.seat is not None and slot.phase in phases for slot in self.slots)
+        count = 0
+        for slot in self.slots:
+            if slot.seat is not None and slot.phase in phases:
+                count += 1
+        return count
 
     def _fill(self, now: float, actions: list[Action[T]]) -> None:
         """Start what is to be there whether work waits or not: the least, the spare, and the breaker's probe."""
@@ -809,6 +817,8 @@ class Pool(Generic[T]):
             return
         starting = self._seated(Phase.STARTING)
         live = starting + self._seated(Phase.READY)
+        if live >= limits.most:
+            return
         wanted = 0
         for ticket in islice(self.waiting, starting, None):
             if live + wanted >= limits.most:
@@ -1209,7 +1219,7 @@ class Pool(Generic[T]):
         best: Slot[T] | None = None
         for slot in self.slots:
             ahead = 0 if slot.pinned else self.ahead  # its sessions wait for their turn: its pipe runs empty for that
-            if slot.accepts(ticket, ahead) and (best is None or len(slot.runs) < len(best.runs)):
+            if (best is None or len(slot.runs) < len(best.runs)) and slot.accepts(ticket, ahead):
                 if not slot.runs:
                     return slot
                 if slot.pinned and slot.pinned[0].alone:
