@@ -1,6 +1,6 @@
 """Measures quaybridge and its peers, on the same work, in turn, on this machine: `make bench`.
 
-    python -m benchmarks                          # everything: benchmarks/results/latest.json, tables and a chart
+    python -m benchmarks                          # everything; writes benchmarks/results and docs/performance.md
     python -m benchmarks --only a,b --rounds 3 --quick
     python -m benchmarks --guard                  # for a build server: fails below 2 × aio-pika's RPC
 
@@ -33,6 +33,8 @@ from benchmarks.systems import AIO_PIKA, QUAYBRIDGE
 from benchmarks.works import QUICK, WORKS, Finding, Scale, Work
 
 RESULTS = Path(__file__).parent / "results"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- written by make bench -->", "<!-- until here -->"
 ROUNDS = 5
 QUICK_ROUNDS = 3
 GUARD_ROUNDS = 3
@@ -91,10 +93,18 @@ def _rounds(place: Bench, todo: Sequence[Work], scale: Scale, rounds: int) -> It
 def _write(directory: Path, results: dict[str, object], runs: Sequence[Run]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "latest.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    (directory / "latest.md").write_text(markdown(results, runs))
+    if directory == RESULTS:
+        _refresh(PAGE, markdown(results, runs))
     if any(row.work == "a" for run in runs for row in run.rows):
         (directory / "chart.svg").write_text(chart(runs))
-    console.print(f"written: {directory}/latest.json, latest.md and chart.svg")
+    console.print(f"written: {directory}/latest.json and chart.svg, and the tables of {PAGE.name}")
+
+
+def _refresh(page: Path, tables: str) -> None:
+    """Put `tables` in their place in the page."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    page.write_text(f"{before}{begin}\n\n{tables}\n{end}{after}")
 
 
 def _guard(name: str) -> int:

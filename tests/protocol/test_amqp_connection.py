@@ -17,7 +17,7 @@ from pika import frame, spec
 
 from broker import amqp_connection
 from broker.address import parse_addresses
-from broker.amqp import AmqpBroker
+from broker.amqp import AmqpBroker, AmqpChannel
 from broker.amqp_connection import AmqpConnection
 from broker.contract import AccessRefused, ChannelClosed, ConnectionRefused
 
@@ -344,3 +344,27 @@ async def test_amqp_to_a_port_with_tls_is_a_refusal_that_says_what_to_write() ->
     async with server(alert) as port:
         with pytest.raises(ConnectionRefused, match="hung up during the handshake: it speaks TLS: write amqps://"):
             await broker(port).open("test", on_closed=never)
+
+
+async def test_a_transport_is_one_by_its_methods_as_uvloops_is() -> None:
+    class Foreign:
+        written = b""
+
+        def write(self, data: bytes) -> None:
+            self.written += data
+
+        def is_closing(self) -> bool:
+            return False
+
+        def abort(self) -> None: ...
+
+    (address,) = parse_addresses("amqp://somebody:secret@127.0.0.1/")
+    loop = asyncio.get_running_loop()
+    channel = AmqpChannel(address, lambda _: None, None)
+    connection = AmqpConnection(address, "test", channel, loop)
+    transport = Foreign()
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert transport.written == GREETING
+    connection.discard()
+    connection.connection_lost(None)
