@@ -424,7 +424,7 @@ class Dispatcher:
         if isinstance(message, messages.Progress | messages.Chunk):
             return
         now = self._loop.time()
-        if isinstance(message, messages.Failure) and message.given_back and bridge.capabilities.ahead:
+        if self.pool.slots[slot].ahead and isinstance(message, messages.Failure) and message.given_back:
             self._perform(self.pool.given_back(slot, message.id, now))
             return
         actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)

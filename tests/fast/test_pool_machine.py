@@ -145,7 +145,6 @@ class PoolMachine(RuleBasedStateMachine):
             SessionLimits(most=most_sessions, idle=idle, age=30), map("e{}".format, itertools.count()).__next__
         )
         self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter, self.sessions)
-        self.pool: Pool[Booked] = Pool(self.limits, lambda: jitter)
         self.pool.ahead = most_ahead
         self.perform(self.pool.open(self.now))
         for slot in self.in_phase(Phase.STARTING):
@@ -168,13 +167,14 @@ class PoolMachine(RuleBasedStateMachine):
                     assert ticket.place is Place.WAITING
                     assert ticket.deadline > self.now, "started too late"
                     ticket.place, ticket.slot = Place.RUNNING, slot
-                    if ticket.claim is None:
-                        self.started.append(ticket.number)
-                    else:
+                    if ticket.claim is not None:
                         self.sent_in_session(ticket, ticket.claim, slot)
+                    elif not ticket.returned:
+                        self.started.append(ticket.number)
                 case Forget(slot, _):
                     assert self.live[slot] == []
-        self.pool.ahead = most_ahead
+                case Recall(slot, request_id):
+                    assert not self.pool.slots[slot].runs[request_id].begun
                 case Cancel(slot, request_id):
                     assert self.pool.slots[slot].cancels
                     assert self.pool.slots[slot].runs[request_id].due > self.now
