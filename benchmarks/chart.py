@@ -14,7 +14,10 @@ OURS, THEIRS, TEXT = "#c2571a", "#7a8794", "#7f7f7f"
 
 
 def chart(runs: Sequence[Run]) -> str:
-    """An SVG with a block of bars for each RabbitMQ. The thin lines are the least and the most of all rounds."""
+    """An SVG with a block of bars for each RabbitMQ. The thin lines are the least and the most of all rounds.
+
+    Without a run that has measured (a) it says so.
+    """
     blocks: list[str] = []
     top = 0
     for run in runs:
@@ -24,6 +27,9 @@ def chart(runs: Sequence[Run]) -> str:
         if rows:
             blocks += _block(run, rows, top)
             top += HEAD + len(rows) * (BAR + GAP)
+    if not blocks:
+        blocks.append(f'<text x="0" y="24" fill="{TEXT}">Not measured yet: make bench</text>')
+        top = HEAD // 2
     return "\n".join(
         (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + GAP}" width="{WIDTH}" '

@@ -64,6 +64,12 @@ def test_the_chart_is_an_image_that_names_every_system() -> None:
     assert {LIMIT.title, QUAYBRIDGE.title, CELERY.title, "6,500", "4,100", "305"} <= set(said)
 
 
+def test_a_chart_of_nothing_says_so() -> None:
+    drawn = ElementTree.fromstring(chart([run(ours=())]))
+    (text,) = drawn.iter("{http://www.w3.org/2000/svg}text")
+    assert text.text == "Not measured yet: make bench"
+
+
 def test_the_tables_take_the_place_of_the_old_ones(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
