@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -26,6 +28,7 @@ from bridge_sdk.stdio import Stdio
 from bridge_sdk.watcher import READ_SIZE, Watcher
 
 AHEAD = 16  # requests that may wait in the pipe while one runs
+LONG = 0.025  # seconds: after one that ran for longer, those that wait may have been cancelled, or asked back
 
 RUNNING: ContextVar[Request] = ContextVar("quaybridge_request")
 
@@ -43,16 +46,25 @@ class Server:
         self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency + AHEAD)
         self._stacks = answer_requests()
         self._ended = False
+        self._ran_long = False
 
     def serve(self) -> None:
         """Serve until the end. SystemExit passes: a command that exits ends the bridge."""
         self._watcher.start()
         while not self._ended:
+            if self._ran_long:
+                self._read_what_came()
             item = self._inbox.next()
             if item is None:
                 self._read()
             else:
                 self._settle(item)
+
+    def _read_what_came(self) -> None:
+        """Read what the watcher has not: a command that holds the GIL holds it up too."""
+        self._ran_long = False
+        if len(self._inbox) and select.select([self._stdio.source], [], [], 0)[0]:
+            self._read()
 
     def _read(self) -> None:
         data = os.read(self._stdio.source, READ_SIZE)
@@ -94,9 +106,11 @@ class Server:
     def _start(self, request: Request, command: Command) -> None:
         """Run a command, here and now."""
         token = RUNNING.set(request)
+        began = time.monotonic()
         if self._watcher.begin(request):
             frame = self._run(request, command)
             self._watcher.end()
+            self._ran_long = time.monotonic() - began > LONG
             self._send(frame)
         else:
             self._hang_up()

@@ -64,9 +64,10 @@ from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.stderr import printable
 
-# Requests ahead, and their recalls, fit the pipe (64 KiB): none of them ever waits for the bridge to read.
+# Requests ahead, their recalls and cancels fit the pipe, so that none of them waits for the bridge to read. It has 16
+# pages of 4 KiB, and a write that does not fit into what is left of the last one begins another (pipe(7), pipe_write).
 MOST_AHEAD = 16
-LIGHT = 3 * 1024  # bytes of a request that may wait in a bridge's pipe
+LIGHT = 2000  # bytes of a request that may wait in a bridge's pipe: two to a page
 LONGEST_QUOTE = 1024  # bytes of what was no frame, in a failure's details
 MOST_UNANSWERED = 1024  # ends of sessions that a bridge was told of and has not answered: then it is told of no more
 
@@ -229,7 +230,7 @@ class Dispatcher:
         for work in self.pool.tickets():
             if work.stale and work not in running:
                 self._leave(work)
-        self._perform(self.pool.withdraw(lambda work: work.stale))
+        self._perform(self.pool.withdraw(lambda work: work.stale, self._loop.time()))
         self.settlement.forget()
 
     async def wait_idle(self) -> None:
@@ -421,11 +422,14 @@ class Dispatcher:
                 return  # it was asked to go, and says so in its own way
             self._violation(bridge, f"it answered id {message.id}, which it was not asked")
             return
-        if isinstance(message, messages.Progress | messages.Chunk):
-            return
         now = self._loop.time()
-        if self.pool.slots[slot].ahead and isinstance(message, messages.Failure) and message.given_back:
+        if run.recalled and isinstance(message, messages.Failure) and message.given_back:
             self._perform(self.pool.given_back(slot, message.id, now))
+            return
+        if not run.begun and run.reason is None:
+            self._violation(bridge, f"it began id {message.id} before it answered the one before, and claims 'ahead'")
+            return
+        if isinstance(message, messages.Progress | messages.Chunk):
             return
         actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)
         work = run.ticket
@@ -435,7 +439,7 @@ class Dispatcher:
         # A cancelled request that came to its result all the same was first.
         reason = None if run.reason is Reason.CANCELLED and isinstance(message, messages.Result) else run.reason
         if reason is not None:
-            self._fail(work, reason, bridge, message)
+            self._fail(work, reason, bridge if run.begun else None, message)
             return
         self._leave(work)
         if isinstance(message, messages.Result):

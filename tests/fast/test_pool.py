@@ -517,7 +517,7 @@ def test_tickets_that_somebody_else_has_now_are_forgotten_where_they_wait() -> N
     running, stale, kept = ticket(1), ticket(2), ticket(3)
     for one in (running, stale, kept):
         tried.submit(one, 0)
-    tried.withdraw(lambda one: one is stale or one is running)
+    tried.withdraw(lambda one: one is stale or one is running, 1)
     assert list(tried.tickets()) == [running, kept]
 
 

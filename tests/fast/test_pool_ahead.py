@@ -18,6 +18,7 @@ from worker_node.core.pool import (
     Step,
     Stop,
     Ticket,
+    Wear,
 )
 
 LIMITS = PoolLimits(
@@ -47,10 +48,16 @@ def ticket(number: int, **options: Any) -> Named:
 
 
 def pool(
-    *, bridges: int = 1, concurrency: int = 1, claimed: int = 2, most: int = 2, cancels: bool = True
+    *,
+    bridges: int = 1,
+    concurrency: int = 1,
+    claimed: int = 2,
+    most: int = 2,
+    cancels: bool = True,
+    wear: Wear = Wear(),  # noqa: B008 - it is frozen
 ) -> Pool[Named]:
     """A pool at time 0 whose bridges are up."""
-    made: Pool[Named] = Pool(replace(LIMITS, least=bridges, most=bridges), lambda: 1.0)
+    made: Pool[Named] = Pool(replace(LIMITS, least=bridges, most=bridges, wear=wear), lambda: 1.0)
     made.open(0)
     made.ahead = most
     for number in range(bridges):
@@ -75,6 +82,7 @@ def submitted(tried: Pool[Named], *tickets: Named, now: float = 0) -> list[Named
         ({"most": 0}, 1),
         ({"claimed": 0}, 1),
         ({"concurrency": 2}, 2),  # which of the two has begun the third could not be told
+        ({"cancels": False}, 1),  # it could not be asked to give back
     ],
 )
 def test_as_many_wait_in_the_pipe_as_both_sides_allow(options: dict[str, int], sent: int) -> None:
@@ -167,12 +175,85 @@ def test_when_the_bridge_dies_only_what_it_had_begun_is_its_victim() -> None:
     assert End(second, Reason.CRASHED, 0) in tried.exited(0, 1)
 
 
+@pytest.mark.parametrize("reason", [Reason.VIOLATION, Reason.FRAME_TIMEOUT, Reason.WRITE_TIMEOUT])
+def test_when_its_replies_cannot_be_read_any_may_have_run_and_is_charged(reason: Reason) -> None:
+    tried = pool()
+    first, second, late = ticket(1), ticket(2), ticket(3, deadline=5)
+    submitted(tried, first, second, late)
+    tried.due(5)
+    tried.condemn(0, reason, 6)
+    ends = [action for action in tried.exited(0, 6) if isinstance(action, End)]
+    assert ends == [End(first, reason, 0), End(second, Reason.NEIGHBOUR, 0), End(late, Reason.DEADLINE)]
+    assert not tried.waiting
+
+
+def test_when_it_is_killed_for_its_memory_only_what_it_was_at_is_charged() -> None:
+    tried = pool(wear=Wear(memory_hard=100))
+    first, second = ticket(1), ticket(2)
+    submitted(tried, first, second)
+    assert tried.measured(0, 101, 1) == [Stop(0, Step.KILL, Reason.MEMORY_HARD)]
+    ends = [action for action in tried.exited(0, 1) if isinstance(action, End)]
+    assert ends == [End(first, Reason.MEMORY_HARD, 0)]
+    assert list(tried.waiting) == [second]
+
+
+def test_nothing_is_put_behind_one_that_has_run_for_long_already() -> None:
+    tried = pool()
+    submitted(tried, ticket(1))
+    assert submitted(tried, ticket(2), now=0.05) == []
+    assert len(tried.waiting) == 1
+
+
+def test_a_bridge_that_asks_to_be_replaced_is_asked_for_what_waits() -> None:
+    tried = pool()
+    first, second, third = ticket(1), ticket(2), ticket(3)
+    submitted(tried, first, second)
+    submitted(tried, third, now=0.001)
+    actions = tried.finished(0, 1, 0.01, recycle=True)
+    assert [action for action in actions if isinstance(action, Recall)] == [Recall(0, 2), Recall(0, 3)]
+    assert tried.given_back(0, 2, 0.02) == []
+    assert tried.due(1) == []  # once is enough
+    assert tried.given_back(0, 3, 1) == [Stop(0, Step.ASK, Reason.RECYCLED)]
+    assert list(tried.waiting) == [second, third]
+
+
+@pytest.mark.parametrize("requests", [1, 2])
+def test_no_more_wait_in_the_pipe_than_the_bridge_may_serve(requests: int) -> None:
+    tried = pool(wear=Wear(requests=requests))
+    assert len(submitted(tried, ticket(1), ticket(2), ticket(3))) == requests
+    for number in range(1, requests + 1):
+        actions = tried.finished(0, number, 0.01)
+    assert Stop(0, Step.ASK, Reason.REQUESTS) in actions
+
+
+def test_what_waits_again_still_ends_in_time() -> None:
+    tried = pool()
+    behind = ticket(2, deadline=10)
+    submitted(tried, ticket(1), behind)
+    tried.condemn(0, Reason.MEMORY_HARD, 1)
+    tried.due(2)
+    tried.exited(0, 3)  # and the next one takes long to start
+    tried.due(3)
+    assert tried.wake_at == 10
+    assert tried.due(10) == [End(behind, Reason.DEADLINE)]
+
+
+def test_when_what_held_up_the_others_is_gone_they_are_sent() -> None:
+    tried = pool(most=0)
+    alone, other = ticket(1, alone=True), ticket(3)
+    submitted(tried, ticket(9))
+    submitted(tried, alone, other)
+    tried.ahead = 2
+    assert tried.withdraw(lambda one: one is alone, 0.01) == [Send(0, other)]
+
+
 def test_when_the_bridge_is_stopped_for_a_late_one_the_others_are_not_its_neighbours() -> None:
-    tried = pool(cancels=False)
+    tried = pool()
     late, behind = ticket(1), ticket(2)
     submitted(tried, late, behind)
-    assert tried.due(60) == [Stop(0, Step.TERMINATE, Reason.RUN_TIMEOUT)]
-    actions = tried.exited(0, 61)
+    assert tried.due(60) == [Cancel(0, 1), Recall(0, 2)]
+    assert tried.due(63) == [Stop(0, Step.TERMINATE, Reason.RUN_TIMEOUT)]
+    actions = tried.exited(0, 64)
     assert [action for action in actions if isinstance(action, End)] == [End(late, Reason.RUN_TIMEOUT, 0)]
     assert list(tried.waiting) == [behind]
 

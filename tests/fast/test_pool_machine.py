@@ -174,7 +174,7 @@ class PoolMachine(RuleBasedStateMachine):
                 case Forget(slot, _):
                     assert self.live[slot] == []
                 case Recall(slot, request_id):
-                    assert not self.pool.slots[slot].runs[request_id].begun
+                    assert self.pool.slots[slot].runs[request_id].recalled
                 case Cancel(slot, request_id):
                     assert self.pool.slots[slot].cancels
                     assert self.pool.slots[slot].runs[request_id].due > self.now
@@ -344,8 +344,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     def dies(self, slot: int) -> None:
         del self.live[slot]
+        unheard = self.pool.slots[slot].reason in (Reason.VIOLATION, Reason.WRITE_TIMEOUT, Reason.FRAME_TIMEOUT)
         for run in self.pool.slots[slot].runs.values():
-            if not run.begun:
+            if not run.begun and (run.reason is not None or self.pool.draining or not unheard):
                 self.returns(run.ticket)
         self.perform(self.pool.exited(slot, self.now))
 
@@ -381,7 +382,7 @@ class PoolMachine(RuleBasedStateMachine):
             ticket.stale = True
             if ticket.place is Place.WAITING:
                 ticket.place = Place.WITHDRAWN
-        self.perform(self.pool.withdraw(lambda ticket: ticket.stale))
+        self.perform(self.pool.withdraw(lambda ticket: ticket.stale, self.now))
 
     @rule()
     def give_up(self) -> None:

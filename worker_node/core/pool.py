@@ -21,8 +21,9 @@ one line for all. When both lines wait for one slot they take turns, as `session
 
 A bridge that runs one request at a time may claim to take some *ahead*: while requests are short a few more wait in
 its pipe, unbegun, so that it need not wait for the node between two. They are begun in the order they were sent, so it
-is known which one a bridge died of; the others are given to another. If the one before them takes long they are
-recalled, and wait here again.
+is known which one a bridge died of; the others are given to another. If the one before them takes long, or the bridge
+is to go, they are recalled, and wait here again. What waits in the pipe of a bridge whose replies could not be read to
+the end may have run: it is charged, as the neighbour of what the bridge was at.
 """
 
 from __future__ import annotations
@@ -104,6 +105,8 @@ class Step(Enum):
 
 
 _NEXT_STEP: Final = {Step.ASK: Step.TERMINATE, Step.TERMINATE: Step.KILL}
+# What a bridge says after one of these is not read: which of its requests it has begun is not known.
+_UNHEARD: Final = frozenset({Reason.WRITE_TIMEOUT, Reason.FRAME_TIMEOUT, Reason.VIOLATION})
 # The first step of a bridge that is stopped for cause. Any other is asked.
 _FIRST_STEP: Final = {
     Reason.START_FAILED: Step.KILL,
@@ -284,7 +287,7 @@ class Run(Generic[T]):
     """A request on a bridge. `reason` is set once it is late or cancelled.
 
     A reply to a late one no longer counts; of a cancelled one, a result still does: it was first. `begun`: it does not
-    wait in the bridge's pipe behind another; `started` is when that was so.
+    wait in the bridge's pipe behind another; `started` is when that was so. `recalled`: it may be given back.
     """
 
     ticket: T
@@ -292,6 +295,7 @@ class Run(Generic[T]):
     due: float
     reason: Reason | None = None
     begun: bool = True
+    recalled: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -339,7 +343,7 @@ class Slot(Generic[T]):
         if not runs:
             return True
         room = self.concurrency if self.slow or not ticket.light else self.concurrency + min(ahead, self.ahead)
-        if len(runs) >= room:
+        if len(runs) >= room or (len(runs) >= self.concurrency and self.served + len(runs) >= self.most_served):
             return False
         if ticket.alone or ticket.request_id in runs:
             return False
@@ -481,7 +485,8 @@ class Pool(Generic[T]):
         slot.greeted = True
         slot.start_failed = False
         slot.concurrency = self._usual_concurrency = concurrency
-        slot.ahead = ahead if concurrency == 1 else 0  # of several at once it is not known which is begun
+        # Of several at once it is not known which is begun; and only one that cancels can be asked to give back.
+        slot.ahead = ahead if concurrency == 1 and cancels else 0
         slot.cancels = cancels
         slot.idle_since = now
         self._set_wear(slot, now)
@@ -509,6 +514,7 @@ class Pool(Generic[T]):
         if recycle:
             slot.retiring = True
             self._wear_out(slot, Reason.RECYCLED, now)
+            self._recall(slot, actions)
         elif slot.served >= slot.most_served:
             self._wear_out(slot, Reason.REQUESTS, now)
         if self._worn:
@@ -521,7 +527,7 @@ class Pool(Generic[T]):
         return actions
 
     def given_back(self, number: int, request_id: int, now: float) -> list[Action[T]]:
-        """The bridge gave back a request that waited in its pipe: it waits here again, or ends if it is late."""
+        """The bridge gave back a request that was recalled: it waits here again, or ends if it is late."""
         slot = self.slots[number]
         actions: list[Action[T]] = []
         run = slot.runs.pop(request_id)
@@ -579,6 +585,8 @@ class Pool(Generic[T]):
                 actions.append(End(run.ticket, run.reason or _shared_fate(reason), number))
             elif run.reason is not None or self.draining:
                 actions.append(End(run.ticket, run.reason or Reason.DRAINED))
+            elif reason in _UNHEARD:
+                actions.append(End(run.ticket, Reason.NEIGHBOUR, number))
             else:
                 unbegun.append(run.ticket)
         self._wait_again(unbegun)
@@ -625,13 +633,14 @@ class Pool(Generic[T]):
             self._watch(ticket.deadline)
         return actions
 
-    def withdraw(self, gone: Callable[[T], bool]) -> list[Action[T]]:
+    def withdraw(self, gone: Callable[[T], bool], now: float) -> list[Action[T]]:
         """Forget the waiting tickets of which `gone` holds: somebody else has them now."""
         actions: list[Action[T]] = []
         self.waiting = deque(ticket for ticket in self.waiting if not gone(ticket))
         for slot in self.slots:
             for ticket in [ticket for ticket in slot.pinned if gone(ticket)]:
                 self._unpin(slot, ticket, actions)
+        self._assign(now, actions)  # they may have held up those behind them
         return actions
 
     def moved(self, partition: int, now: float) -> list[Action[T]]:
@@ -895,6 +904,7 @@ class Pool(Generic[T]):
     def _retire(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
         """It takes no more, and stops as soon as nothing runs on it."""
         slot.retiring = True
+        self._recall(slot, actions)
         if not slot.runs and slot.phase is Phase.READY:
             self._stop(slot, slot.worn or Reason.RECYCLED, now, actions)
             self._fill(now, actions)
@@ -1108,17 +1118,29 @@ class Pool(Generic[T]):
         if len(slot.runs) > 1:
             self._watch(now + self.limits.recall_after)
 
+    def _takes_long(self, slot: Slot[T], now: float) -> bool:
+        """Whether what runs has run for so long that nothing shall wait behind it."""
+        return (
+            bool(slot.ahead and slot.runs) and next(iter(slot.runs.values())).started + self.limits.recall_after <= now
+        )
+
     def _recall_due(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
         """If what runs takes long, nothing shall wait behind it."""
         if slot.slow:
             return
-        first, *others = slot.runs.items()
-        ripe = first[1].started + self.limits.recall_after
+        ripe = next(iter(slot.runs.values())).started + self.limits.recall_after
         if ripe > now:
             self._watch(ripe)
             return
         slot.slow = True
-        actions += [Recall(slot.number, request_id) for request_id, run in others if run.reason is None]
+        self._recall(slot, actions)
+
+    def _recall(self, slot: Slot[T], actions: list[Action[T]]) -> None:
+        """Ask for what waits in its pipe, once."""
+        for request_id, run in slot.runs.items():
+            if not run.begun and not run.recalled and run.reason is None:
+                run.recalled = True
+                actions.append(Recall(slot.number, request_id))
 
     def _wait_again(self, tickets: list[T]) -> None:
         """Put tickets back in line, where they were."""
@@ -1156,7 +1178,7 @@ class Pool(Generic[T]):
             if ticket.deadline <= now:
                 actions.append(End(waiting.popleft(), Reason.DEADLINE))
                 continue
-            slot = self._least_loaded(ticket)
+            slot = self._least_loaded(ticket, now)
             if slot is None:
                 self._grow(now, actions)
                 break
@@ -1215,10 +1237,11 @@ class Pool(Generic[T]):
         slot.turns -= 1.0
         return True
 
-    def _least_loaded(self, ticket: T) -> Slot[T] | None:
+    def _least_loaded(self, ticket: T, now: float) -> Slot[T] | None:
         best: Slot[T] | None = None
         for slot in self.slots:
-            ahead = 0 if slot.pinned else self.ahead  # its sessions wait for their turn: its pipe runs empty for that
+            # Its sessions wait for their turn: its pipe runs empty for that.
+            ahead = 0 if slot.pinned or self._takes_long(slot, now) else self.ahead
             if (best is None or len(slot.runs) < len(best.runs)) and slot.accepts(ticket, ahead):
                 if not slot.runs:
                     return slot
