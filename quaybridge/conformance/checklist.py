@@ -24,6 +24,7 @@ CONVERSATION: Final[Mapping[str, tuple[str, Check]]] = {
     "concurrent": ("concurrent requests", checks.concurrent),
     "stream": ("stream", checks.stream),
     "cancel": ("cancel", checks.cancel),
+    "ahead": ("requests ahead", checks.ahead),
     "stderr_flood": ("stderr flood", checks.stderr_flood),
     "unknown_command": ("unknown command", checks.unknown_command),
     "malformed_args": ("malformed args", checks.malformed_args),

@@ -22,6 +22,7 @@ MIB = 1024 * 1024
 LOG_BYTES = 4 * MIB
 MOST_UNASKED_LOG = MIB  # bytes on stderr that nobody asked for, over the whole checklist
 LONG = 3600.0  # seconds of sleep that nobody waits for
+TURN = 0.2  # seconds of sleep, by which it shows that two did not sleep at once
 ORPHAN_SECONDS = 2.0  # what was started may take so long to end, after the bridge did
 
 IDS: Final = (1, 2**31 - 1, 2**31, 2**32, 2**32 + 1, 10**15 + 1, MAX_ID - 1, MAX_ID)
@@ -238,6 +239,43 @@ async def cancel(bench: Bench) -> str:
     return "early, late, and of running work"
 
 
+async def ahead(bench: Bench) -> str:
+    """What waits behind a request is begun when that is answered, in order; or given back, if it is asked back."""
+    claims = bench.capabilities
+    if not claims.ahead:
+        raise NotClaimed("capabilities.ahead is not given")
+    if claims.concurrency > 1:
+        raise NotClaimed("it takes several at once: a node sends it none ahead")
+    if not claims.cancel:
+        raise Unmet("claimed without cancel, by which a node asks back", "claim cancel too, or not ahead")
+    command = bench.command_for("sleep")
+    subject = await bench.subject()
+    count = min(claims.ahead, 16)
+    await _in_turn(subject, command, count)
+    running, *waiting = (subject.ask(command, {"seconds": LONG}) for _ in range(1 + count))
+    await asyncio.sleep(0.1)  # until it works
+    for which in (running, *waiting):
+        subject.cancel({"id": which.id, "unbegun": True})
+    for each in waiting:
+        try:
+            said = await subject.reply(each)
+        except Unmet as unmet:
+            raise Unmet(f"one that waited was asked back: {unmet.reason}", _GIVE_BACK) from None
+        if isinstance(said, Result) or not said.given_back:
+            what = "success" if isinstance(said, Result) else shown(said.error)
+            raise Unmet(f"one that waited was asked back: answered with {what}", _GIVE_BACK)
+    if running.final.done():
+        raise Unmet("the one that ran was asked back, and was answered", "run on: only what is not begun is given back")
+    subject.cancel({"id": running.id})
+    await _cancelled(subject, running, "of what ran before them", "read on while you work, and stop the work")
+    again = await subject.call(command, {"seconds": 0}, waiting[0].id)
+    subject.cancel({"id": 22, "unbegun": True})
+    never_seen = await subject.call(command, {"seconds": 0}, 22)
+    if isinstance(again, Failure) or isinstance(never_seen, Failure):
+        raise Unmet("a request that was asked back before was refused", "remember nothing of what you were asked back")
+    return f"{count} in turn, and given back"
+
+
 async def stderr_flood(bench: Bench) -> str:
     """Much on stderr disturbs nothing; and nobody writes much there unasked."""
     command = bench.command_for("log")
@@ -379,8 +417,30 @@ async def no_orphans(bench: Bench) -> str:
     return "nothing is left of it"
 
 
+_IN_TURN = "begin a request when the one before it is answered; or claim a concurrency, and not ahead"
+_GIVE_BACK = (
+    'read on while you work, and answer a cancel with "unbegun": true, of a request that waits, at once with success '
+    'false and {"error_info": {"type": "given_back"}}'
+)
 _REMEMBER = "remember the ids of cancels whose request has not come, and answer that at once with success false"
 _NO_CHILDREN = "end what you start before you exit; a child that reads a pipe from you sees its end by itself"
+
+
+async def _in_turn(subject: Subject, command: str, count: int) -> None:
+    """Raises Unmet unless that many behind one are answered after it, in order, and the first not begun with it."""
+    answered: list[asyncio.Future[Result | Failure]] = []
+    began = asyncio.get_running_loop().time()
+    asked = [subject.ask(command, {"seconds": TURN if number < 2 else 0}) for number in range(1 + count)]
+    for pending in asked:
+        pending.final.add_done_callback(answered.append)
+    for number, pending in enumerate(asked):
+        said = await subject.reply(pending)
+        if isinstance(said, Failure):
+            raise Unmet(f"{command} was refused: {shown(said.error)}", f"wait for args.seconds in {command}")
+        if number == 1 and asyncio.get_running_loop().time() - began < 1.9 * TURN:
+            raise Unmet("one that was to wait ran beside the one before it", _IN_TURN)
+    if answered != [pending.final for pending in asked]:
+        raise Unmet("they were not answered in the order they came", _IN_TURN)
 
 
 async def _cancelled(subject: Subject, asked: Pending, which: str, fix: str) -> None:

@@ -1,7 +1,8 @@
 """A bridge that conforms, but for one fault, named by its argument. Standard library only.
 
 Without a fault it offers all that the conformance kit can look at: commands echo, sleep, count and log, several
-requests at once, streams, cancel and shutdown. Each fault is a line or two, where its name stands.
+requests at once, streams, cancel and shutdown; as `one_at_a_time` it takes requests ahead instead. Each fault is a line
+or two, where its name stands.
 """
 
 import json
@@ -31,6 +32,13 @@ FAULTS = (
     "answers_cancels",
     "forgets_early_cancels",
     "ignores_cancels",
+    "begins_before_its_turn",
+    "answers_out_of_turn",
+    "keeps_what_is_asked_back",
+    "calls_it_cancelled",
+    "gives_back_what_it_has_begun",
+    "remembers_what_was_asked_back",
+    "takes_ahead_and_cannot_cancel",
     "loses_stderr",
     "floods_stderr",
     "dies_of_unknown_commands",
@@ -48,10 +56,13 @@ FAULTS = (
     "ends_in_half_a_frame",
     "leaves_a_child",
 )
+ONE_AT_A_TIME = FAULTS[FAULTS.index("begins_before_its_turn") : FAULTS.index("loses_stderr")]
 COMMANDS = ["echo", "sleep", "count", "log"]
+one_at_a_time = fault == "one_at_a_time" or fault in ONE_AT_A_TIME
 data = bytearray()
 sleeping = {}  # id → when it is over, and for how long it was
 cancelled = set()
+waiting = []  # payloads, in order, behind the one that sleeps
 
 
 def write(message):
@@ -103,6 +114,9 @@ def serve(payload):
         if fault != "silent_on_unreadable_frames":
             failure(None, "cannot read the frame")
         return
+    if one_at_a_time and sleeping and command != "cancel" and fault != "begins_before_its_turn":
+        waiting.insert(0 if fault == "answers_out_of_turn" else len(waiting), payload)
+        return
     if fault == "fields_found_by_their_text" and b'"command":"' not in payload:
         failure(request_id, "no command")
     elif not isinstance(args, dict):
@@ -114,11 +128,16 @@ def serve(payload):
         if fault == "refuses_the_handshake":
             failure(request_id, "no GPU here")
             return
-        concurrency = 0 if fault == "claims_nonsense" else 4
+        concurrency = 0 if fault == "claims_nonsense" else 1 if one_at_a_time else 4
         claims = {"concurrency": concurrency, "cancel": True, "stream": True, "shutdown": True, "commands": COMMANDS}
+        claims["ahead"] = 4 if one_at_a_time else 0
+        claims["cancel"] = fault != "takes_ahead_and_cannot_cancel"
         result(request_id, {"status": "ok", "capabilities": claims})
     elif command == "cancel":
-        cancel(request_id, args.get("id"))
+        if args.get("unbegun"):
+            give_back(args.get("id"))
+        else:
+            cancel(request_id, args.get("id"))
     elif command == "shutdown":
         if fault != "ignores_shutdown":
             result(request_id, {"status": "ended"})
@@ -156,11 +175,25 @@ def cancel(request_id, wanted):
         cancelled.add(wanted)
 
 
+def give_back(wanted):
+    found = [payload for payload in waiting if json.loads(payload)["id"] == wanted]
+    if fault == "gives_back_what_it_has_begun" and sleeping.pop(wanted, None):
+        answer(wanted, success=False, error="given_back", error_info={"type": "given_back"})
+    if fault == "remembers_what_was_asked_back" and not found:
+        cancelled.add(wanted)
+    if found and fault != "keeps_what_is_asked_back":
+        waiting.remove(found[0])
+        how = "cancelled" if fault == "calls_it_cancelled" else "given_back"
+        answer(wanted, success=False, error=how, error_info={"type": how})
+
+
 def wake():
     for request_id, (due, seconds) in list(sleeping.items()):
         if due <= time.monotonic():
             del sleeping[request_id]
             result(request_id, seconds)
+    while waiting and not sleeping:
+        serve(waiting.pop(0))
 
 
 def end():
@@ -185,7 +218,7 @@ def frames():
         yield payload
 
 
-if fault and fault not in FAULTS:
+if fault and fault not in (*FAULTS, "one_at_a_time"):
     sys.exit("no such fault: " + fault)
 if fault == "prints_at_start":
     os.write(1, b"Loading model weights...\n")
