@@ -253,9 +253,8 @@ async def ahead(bench: Bench) -> str:
     count = min(claims.ahead, 16)
     await _in_turn(subject, command, count)
     running, *waiting = (subject.ask(command, {"seconds": LONG}) for _ in range(1 + count))
-    await asyncio.sleep(0.1)  # until it works
-    for which in (running, *waiting):
-        subject.cancel({"id": which.id, "unbegun": True})
+    for each in waiting:
+        subject.cancel({"id": each.id, "unbegun": True})
     for each in waiting:
         try:
             said = await subject.reply(each)
@@ -264,10 +263,11 @@ async def ahead(bench: Bench) -> str:
         if isinstance(said, Result) or not said.given_back:
             what = "success" if isinstance(said, Result) else shown(said.error)
             raise Unmet(f"one that waited was asked back: answered with {what}", _GIVE_BACK)
-    if running.final.done():
-        raise Unmet("the one that ran was asked back, and was answered", "run on: only what is not begun is given back")
+    subject.cancel({"id": running.id, "unbegun": True})
     subject.cancel({"id": running.id})
-    await _cancelled(subject, running, "of what ran before them", "read on while you work, and stop the work")
+    ended = await _cancelled(subject, running, "of what ran before them", "read on while you work, and stop the work")
+    if ended.given_back:
+        raise Unmet("the one that ran was asked back, and given back", "run on: only what is not begun is given back")
     again = await subject.call(command, {"seconds": 0}, waiting[0].id)
     subject.cancel({"id": 22, "unbegun": True})
     never_seen = await subject.call(command, {"seconds": 0}, 22)
@@ -439,17 +439,19 @@ async def _in_turn(subject: Subject, command: str, count: int) -> None:
             raise Unmet(f"{command} was refused: {shown(said.error)}", f"wait for args.seconds in {command}")
         if number == 1 and asyncio.get_running_loop().time() - began < 1.9 * TURN:
             raise Unmet("one that was to wait ran beside the one before it", _IN_TURN)
+    await asyncio.sleep(0)  # a future that is done calls back in the loop's next turn
     if answered != [pending.final for pending in asked]:
         raise Unmet("they were not answered in the order they came", _IN_TURN)
 
 
-async def _cancelled(subject: Subject, asked: Pending, which: str, fix: str) -> None:
+async def _cancelled(subject: Subject, asked: Pending, which: str, fix: str) -> Failure:
     try:
         said = await subject.reply(asked)
     except Unmet as unmet:
         raise Unmet(f"a cancel {which}: {unmet.reason}", fix) from None
     if isinstance(said, Result):
         raise Unmet(f"a cancel {which}: answered with success", "answer what was cancelled with success false")
+    return said
 
 
 async def _answered(subject: Subject, pending: Pending, of: str) -> bool:
