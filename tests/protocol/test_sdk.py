@@ -693,6 +693,39 @@ def test_waiting_requests_that_are_asked_back_are_given_back_at_once_and_not_run
     assert client.stderr().count("busy") == 1
 
 
+def test_what_is_asked_back_while_a_command_holds_the_gil_is_not_run_after_it(start: Start) -> None:
+    client = start(
+        """
+        import ctypes
+        import sys
+
+        @bridge.command
+        def hold():
+            print("busy", flush=True)
+            sys.setswitchinterval(1000)
+            ctypes.PyDLL(None).usleep(500_000)  # PyDLL keeps the GIL: not even the watcher reads
+
+        @bridge.command
+        def work():
+            print("worked", flush=True)
+
+        bridge.serve()
+        """
+    )
+    first, asked_back, cancelled_one = 101, 102, 103
+    client.write(frame(first, "hold", {}) + frame(asked_back, "work", {}) + frame(cancelled_one, "work", {}))
+    client.wait_for_stderr("busy")
+    client.send(CANCEL, id=asked_back, unbegun=True)
+    client.send(CANCEL, id=cancelled_one)
+    assert client.receive() == Result(id=first, result=None)
+    replies = {reply.id: reply for reply in (client.receive(), client.receive())}
+    given_back = replies[asked_back]
+    assert isinstance(given_back, Failure)
+    assert given_back.given_back
+    assert cancelled(cancelled_one)(replies[cancelled_one])
+    assert "worked" not in client.stderr()
+
+
 @pytest.mark.parametrize(
     ("made", "ahead"), [("Bridge()", 16), ("Bridge(concurrency=2)", 0)], ids=["one at a time", "several"]
 )
