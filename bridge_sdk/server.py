@@ -28,7 +28,7 @@ from bridge_sdk.stdio import Stdio
 from bridge_sdk.watcher import READ_SIZE, Watcher
 
 AHEAD = 16  # requests that may wait in the pipe while one runs
-LONG = 0.025  # seconds: after one that ran for longer, those that wait may have been cancelled, or asked back
+STALE = 0.025  # seconds after the latest read: those that wait may have been cancelled by now, or asked back
 
 RUNNING: ContextVar[Request] = ContextVar("quaybridge_request")
 
@@ -46,28 +46,28 @@ class Server:
         self._watcher = Watcher(stdio.source, self._receive, lambda: len(self._inbox) < concurrency + AHEAD)
         self._stacks = answer_requests()
         self._ended = False
-        self._ran_long = False
+        self._read_at = 0.0
 
     def serve(self) -> None:
         """Serve until the end. SystemExit passes: a command that exits ends the bridge."""
         self._watcher.start()
         while not self._ended:
-            if self._ran_long:
+            if len(self._inbox) and time.monotonic() - self._read_at > STALE:
                 self._read_what_came()
-            item = self._inbox.next()
-            if item is None:
+            elif (item := self._inbox.next()) is None:
                 self._read()
             else:
                 self._settle(item)
 
     def _read_what_came(self) -> None:
-        """Read what the watcher has not: a command that holds the GIL holds it up too."""
-        self._ran_long = False
-        if len(self._inbox) and select.select([self._stdio.source], [], [], 0)[0]:
+        """Read what the watcher has not: several short commands do not wake it, and one that holds the GIL stops it."""
+        self._read_at = time.monotonic()
+        if select.select([self._stdio.source], [], [], 0)[0]:
             self._read()
 
     def _read(self) -> None:
         data = os.read(self._stdio.source, READ_SIZE)
+        self._read_at = time.monotonic()
         if data:
             self._receive(data)
         else:
@@ -106,11 +106,9 @@ class Server:
     def _start(self, request: Request, command: Command) -> None:
         """Run a command, here and now."""
         token = RUNNING.set(request)
-        began = time.monotonic()
         if self._watcher.begin(request):
             frame = self._run(request, command)
             self._watcher.end()
-            self._ran_long = time.monotonic() - began > LONG
             self._send(frame)
         else:
             self._hang_up()

@@ -726,6 +726,19 @@ def test_what_is_asked_back_while_a_command_holds_the_gil_is_not_run_after_it(st
     assert "worked" not in client.stderr()
 
 
+def test_of_several_short_ones_too_those_that_are_asked_back_are_not_run(start: Start) -> None:
+    """All of them come in one read, and none of them takes so long that the watcher looks."""
+    client = start(CANCELLABLE)
+    ids = range(101, 117)
+    client.write(b"".join(frame(request_id, "nap", {"seconds": 0.02}) for request_id in ids))
+    assert client.receive() == Result(id=ids[0], result=0.02)
+    for request_id in ids:
+        client.send(CANCEL, id=request_id, unbegun=True)
+    replies = [client.receive() for _ in ids[1:]]
+    assert {reply.id for reply in replies} == set(ids[1:])
+    assert sum(isinstance(reply, Failure) and reply.given_back for reply in replies) > 8
+
+
 @pytest.mark.parametrize(
     ("made", "ahead"), [("Bridge()", 16), ("Bridge(concurrency=2)", 0)], ids=["one at a time", "several"]
 )
