@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
+from bridge_protocol.errors import OutcomeUnknown
 from producer.handle import Handle
 from producer.reply import Reply
 
@@ -16,6 +18,9 @@ class Outcome(Future[Reply]):
 
     `cancel` gives it up here: it is not sent if it was not yet, and a reply that comes after all is counted as late.
     `cancel_request` stops the work itself. Callbacks run in the event loop's thread, and must not block.
+
+    In a process that was forked from the one that sent it nobody will ever hear how it ends: there `result`,
+    `exception`, `cancel`, `cancel_request` and `add_done_callback` raise OutcomeUnknown, unless it had ended before.
     """
 
     def __init__(
@@ -28,6 +33,7 @@ class Outcome(Future[Reply]):
         super().__init__()
         self.service = service
         self.message_id = message_id
+        self._process = os.getpid()
         self._loop = loop
         self._cancel_until = cancel_until
         # Both for the loop's thread only.
@@ -36,11 +42,27 @@ class Outcome(Future[Reply]):
 
     def cancel(self) -> bool:
         """Give it up; False if it has ended otherwise."""
+        self._check_process()
         if not super().cancel():
             return False
         with suppress(RuntimeError):  # the loop is closed: there is nothing to recall any more
             self._loop.call_soon_threadsafe(self._recall)
         return True
+
+    def result(self, timeout: float | None = None) -> Reply:
+        """Its Reply, waited for; see concurrent.futures.Future."""
+        self._check_process()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What it ended in, waited for, or None; see concurrent.futures.Future."""
+        self._check_process()
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[Reply]], object]) -> None:
+        """Have `fn` called with it when it has ended; see concurrent.futures.Future."""
+        self._check_process()
+        super().add_done_callback(fn)
 
     def cancel_request(self, timeout: float | None = None) -> bool:
         """Have the request not run, or not run on; whether that is how it ended: see Handle.cancel.
@@ -48,6 +70,7 @@ class Outcome(Future[Reply]):
         Waits for the answer, for at most `timeout` seconds (None: the request's own timeout); `result` raises
         Cancelled then. Raises BrokerUnavailable if the producer is closed meanwhile.
         """
+        self._check_process()
         return self._cancel_until(self, timeout)
 
     def follow(self, handle: Handle) -> None:
@@ -61,6 +84,11 @@ class Outcome(Future[Reply]):
         """End with `error`."""
         if self._may_end():
             self.set_exception(error)
+
+    def _check_process(self) -> None:
+        if self._process != os.getpid() and not self._ended:
+            text = f"its reply goes to process {self._process}, which sent it; this one was forked from that"
+            raise OutcomeUnknown(text, message_id=self.message_id)
 
     def _copy(self, source: asyncio.Future[Reply]) -> None:
         if source.cancelled():  # by _recall

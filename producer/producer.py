@@ -8,16 +8,22 @@
 
 An AsyncProducer on an event loop of its own, in a background thread. Every method may be called from any
 thread but the one that loop runs in.
+
+After a fork the child has a connection of its own: at its first use there the producer lets go of the parent's, whose
+threads the child does not have, and opens another. What the parent sent is the parent's to await.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import selectors
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from itertools import islice
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -34,9 +40,11 @@ from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING,
 # What may be on its way to the loop, or wait there for room, before whoever submits more is made to wait.
 MOST_HANDED_OVER = 64
 MOST_HANDED_OVER_BYTES = 4 * 1024 * 1024
+CLOSE_TIMEOUT = 15.0  # seconds for `close`; the broker is given three of them
 
 NOT_STARTED = "not started: use it in a with block, or call start()"
 CLOSED = "closed"
+FORKED = "this process was forked from the one that began it, which has what belongs to it: begin it here anew"
 
 T = TypeVar("T")
 
@@ -55,6 +63,10 @@ class Producer:
 
     `loop`: the running event loop, in another thread, that `broker` lives on (an embedded broker has one); by
     default the producer has its own. `reply_queue` as for AsyncProducer.
+
+    Used in a process that was forked from the one that started it, it connects anew there, and may raise what `start`
+    does; with a `loop`, or a Broker that belongs to one, it cannot, and says so. Whoever holds a `reply_queue` shares
+    it with its parent then, and each gets some of the replies.
     """
 
     def __init__(
@@ -66,22 +78,36 @@ class Producer:
         reply_queue: str | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._producer = AsyncProducer(broker, name=name, connect_timeout=connect_timeout, reply_queue=reply_queue)
+        self._make = partial(AsyncProducer, broker, name=name, connect_timeout=connect_timeout, reply_queue=reply_queue)
         self._given = loop
+        self._forking = threading.Lock()
+        self._renew(NOT_STARTED)
+        self._process = os.getpid()  # the one that all of this belongs to
+
+    def _renew(self, out_of_use: str | None) -> None:
+        self._own = self._make()
         self._thread: threading.Thread | None = None
+        self._selector: selectors.BaseSelector | None = None  # of the thread's loop
         self._stop = asyncio.Event()  # the thread's loop
         # What follows is guarded by the lock.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._out_of_use: str | None = NOT_STARTED
+        self._out_of_use: str | None = out_of_use
         self._inbox: list[_Order] = []
         self._handed_over = 0
         self._handed_over_bytes = 0
         # For the loop's thread only.
         self._tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def _producer(self) -> AsyncProducer:
+        """The one of this process."""
+        if self._process != os.getpid():
+            self._reopen()
+        return self._own
+
     def __repr__(self) -> str:
-        return repr(self._producer).replace("AsyncProducer", "Producer", 1)
+        return repr(self._own).replace("AsyncProducer", "Producer", 1)
 
     def __enter__(self) -> Self:
         self.start()
@@ -97,24 +123,87 @@ class Producer:
 
         Raises RuntimeError if it was started or closed before.
         """
+        if self._process != os.getpid():
+            self._reopen()
         with self._lock:
             if self._out_of_use != NOT_STARTED:
                 raise RuntimeError(f"{self!r} was started or closed before: make another")
-            if self._given is None:
-                self._loop = self._start_loop()
-            elif not self._given.is_running():
-                raise RuntimeError("the event loop given to a Producer must be running, in another thread")
-            else:
-                self._loop = _of_another_thread(self._given)
-            self._out_of_use = None
+            self._begin_life()
+        self._connect()
+
+    def _begin_life(self) -> None:
+        """Have a loop to run on. With the lock held."""
+        if self._given is None:
+            self._loop = self._start_loop()
+        elif not self._given.is_running():
+            raise RuntimeError("the event loop given to a Producer must be running, in another thread")
+        else:
+            self._loop = _of_another_thread(self._given)
+        self._out_of_use = None
+
+    def _connect(self) -> None:
         try:
-            self._run(self._producer.start())
+            self._run(self._own.start())
         except BaseException:
-            self.close()
+            self._end()
             raise
 
+    def _reopen(self) -> None:
+        """This is another process than the one that connected: have a connection of its own.
+
+        Raises as `start` does, if it was started there; the next use tries again then.
+        """
+        with self._forking:
+            if self._process == os.getpid():
+                return  # another thread was faster
+            self._let_go()
+            if self._out_of_use is None:
+                if self._given is not None:
+                    raise RuntimeError(
+                        f"the event loop given to this Producer runs in process {self._process}, and not in this one, "
+                        "which was forked from it: make another Producer here"
+                    )
+                self._renew(None)
+                self._begin_life()
+                try:
+                    self._connect()
+                except BaseException:
+                    self._out_of_use = None
+                    raise
+            else:
+                self._renew(self._out_of_use)
+            self._process = os.getpid()
+
+    def _let_go(self) -> None:
+        """Give up this process's share of the connection, without a word to the broker or to the parent's loop.
+
+        Closing would tell the broker; a selector's `unregister` would reach the parent's epoll, which is shared.
+        """
+        if self._selector is None:
+            return
+        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for descriptor in [key.fd for key in self._selector.get_map().values()]:
+                os.dup2(nowhere, descriptor, inheritable=False)
+        finally:
+            os.close(nowhere)
+        self._selector = None
+
     def close(self) -> None:
-        """Disconnect. Calls under way in other threads end in OutcomeUnknown, or BrokerUnavailable if not sent."""
+        """Disconnect; takes at most CLOSE_TIMEOUT (15 s). Does nothing the second time.
+
+        Calls under way end: in OutcomeUnknown, for nobody will hear their replies, or in BrokerUnavailable if they were
+        not sent. Their outcomes have ended when this returns, but where a callback of theirs holds up the loop's
+        thread: then TimeoutError is raised, and the thread is left to itself.
+        """
+        if self._process != os.getpid():
+            with self._forking:
+                self._let_go()  # what the parent opened is the parent's to close
+                self._renew(CLOSED)
+                self._process = os.getpid()
+        self._end()
+
+    def _end(self) -> None:
         with self._lock:
             if self._out_of_use is not None:
                 self._out_of_use = CLOSED
@@ -123,11 +212,13 @@ class Producer:
             closing = self._begin(self._close())
             self._out_of_use = CLOSED
         try:
-            closing.result()
+            closing.result(CLOSE_TIMEOUT)
         finally:
             if self._thread is not None and self._loop is not None:
                 self._loop.call_soon_threadsafe(self._stop.set)
-                self._thread.join()
+                if closing.done():
+                    self._thread.join()
+                    self._selector = None
 
     def call(
         self,
@@ -220,13 +311,16 @@ class Producer:
 
     def collect(self, *, idle_timeout: float | None = None) -> Generator[Reply | RequestFailed, None, None]:
         """The replies in the `reply_queue` that no call of this producer awaits: see AsyncProducer.collect."""
-        replies = self._producer.collect(idle_timeout=idle_timeout)
+        replies = (own := self._producer).collect(idle_timeout=idle_timeout)
         try:
             while (reply := self._run(_next(replies))) is not None:
                 yield reply
+                if self._producer is not own:
+                    raise RuntimeError(FORKED)
         finally:
-            with suppress(BrokerUnavailable):  # it is closed: the broker has what was not acknowledged
-                self._run(replies.aclose())
+            if self._own is own:
+                with suppress(BrokerUnavailable):  # it is closed: the broker has what was not acknowledged
+                    self._run(replies.aclose())
 
     def cancel(self, service: str, message_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> bool:
         """Tell every node of `service` that this request shall not run, or not run on: see AsyncProducer.cancel."""
@@ -278,7 +372,7 @@ class Producer:
             ended = asyncio.wrap_future(outcome)
             # Looked at, or asyncio complains that nobody did.
             ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            return await self._producer.cancel_until(outcome.service, outcome.message_id, ended, timeout)
+            return await self._own.cancel_until(outcome.service, outcome.message_id, ended, timeout)
 
         return self._run(cancel())
 
@@ -314,7 +408,12 @@ class Producer:
             started.set_result(asyncio.get_running_loop())
             await self._stop.wait()
 
-        self._thread = threading.Thread(target=lambda: asyncio.run(live()), name="quaybridge producer", daemon=True)
+        def run() -> None:
+            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+                runner.run(live())
+
+        self._selector = selector = selectors.DefaultSelector()
+        self._thread = threading.Thread(target=run, name="quaybridge producer", daemon=True)
         self._thread.start()
         return started.result()
 
@@ -340,7 +439,7 @@ class Producer:
         if order.outcome.cancelled():
             return True
         try:
-            handle = self._producer.send_at_once(order.request, order.timeout)
+            handle = self._own.send_at_once(order.request, order.timeout)
         except QuaybridgeError as error:
             order.outcome.fail(error)
             return True
@@ -351,7 +450,7 @@ class Producer:
     async def _send(self, order: _Order) -> None:
         """Send it when there is room."""
         try:
-            order.outcome.follow(await self._producer.send(order.request, order.timeout))
+            order.outcome.follow(await self._own.send(order.request, order.timeout))
         except QuaybridgeError as error:
             order.outcome.fail(error)
         finally:
@@ -376,7 +475,7 @@ class Producer:
             self._tasks.discard(task)
 
     async def _close(self) -> None:
-        await self._producer.close()
+        await self._own.close()
         # Now they end by themselves, and whoever waits for them should hear how.
         task = asyncio.current_task()
         if others := [other for other in self._tasks if other is not task]:
@@ -391,10 +490,11 @@ class Session:
 
     def __init__(self, producer: Producer, inner: AsyncSession) -> None:
         self._producer = producer
-        self._inner = inner
+        self._own = inner
+        self._process = os.getpid()
 
     def __repr__(self) -> str:
-        return repr(self._inner).replace("AsyncSession", "Session", 1)
+        return repr(self._own).replace("AsyncSession", "Session", 1)
 
     def __enter__(self) -> Self:
         return self
@@ -405,14 +505,20 @@ class Session:
         self.close()
 
     @property
+    def _inner(self) -> AsyncSession:
+        if self._process != os.getpid():
+            raise RuntimeError(f"the session {self._own.id!r}: {FORKED}")
+        return self._own
+
+    @property
     def id(self) -> str:
         """Its id."""
-        return self._inner.id
+        return self._own.id
 
     @property
     def epoch(self) -> str | None:
         """Names the live bridge it has, if it has one."""
-        return self._inner.epoch
+        return self._own.epoch
 
     def call(
         self,
