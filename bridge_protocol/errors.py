@@ -92,10 +92,12 @@ class CodedError(QuaybridgeError):
     """A failure with a code. Raised only as one of its subclasses, one for each code.
 
     `message_id` names the request, `attempt` the try that failed (0: not known), `node` the node that
-    reported it, `details` what else the reply said (exit code, signal, stderr, a bridge's own details).
+    reported it, `details` what else the reply said (exit code, signal, stderr, a bridge's own details). `position`:
+    which of a map's arguments it is about, from 0, where they end in any order.
     """
 
     code: ClassVar[Code]
+    position: int | None = None
 
     def __init__(
         self,

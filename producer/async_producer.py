@@ -19,14 +19,12 @@ import logging
 import math
 import random
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, Unpack, overload
 
 from bridge_protocol.control import CANCEL, Cancel, cancel_key, encode_cancel
 from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
@@ -48,6 +46,7 @@ from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
+from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
 from producer.handle import Handle
 from producer.mailbox import Mailbox
 from producer.reply import Reply, epoch_of, read_reply
@@ -266,43 +265,90 @@ class AsyncProducer:
         self._exchange_seen = True
         return request.message_id
 
+    @overload
+    def map(
+        self,
+        service: str,
+        command: str,
+        args: Iterable[Mapping[str, Any]],
+        *,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[Reply, None]: ...
+
+    @overload
+    def map(
+        self,
+        service: str,
+        command: str,
+        args: Iterable[Mapping[str, Any]],
+        *,
+        on_error: Literal["return"],
+        **options: Unpack[MapOptions],
+    ) -> AsyncGenerator[Reply | CodedError, None]: ...
+
     async def map(
         self,
         service: str,
         command: str,
         args: Iterable[Mapping[str, Any]],
         *,
-        in_flight: int = 100,
+        on_error: OnError = "raise",
+        in_flight: int = MOST_IN_FLIGHT,
+        in_flight_bytes: int = MOST_IN_FLIGHT_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
-    ) -> AsyncGenerator[Reply, None]:
-        """One request for each of `args`, at most `in_flight` at once; their replies in the order of `args`.
+        ordered: bool = True,
+    ) -> AsyncGenerator[Reply | CodedError, None]:
+        """One request for each of `args`; their replies in the order of `args`, or (`ordered=False`) as they come.
 
-        `timeout` and `idempotent` are each request's own: see `call`. The first failure is raised in its turn; what is
-        in flight then, or when the iteration is closed, ends by itself, unheard. `args` is asked for an item when there
-        is room for it, not before.
+        At most `in_flight` requests, of `in_flight_bytes` together, are under way at once or wait to be given out. As
+        they come, each says by its `position` which of `args` it answers. `timeout` and `idempotent` are each
+        request's own: see `call`.
+
+        `on_error`: by default the first failure is raised in its turn; what is in flight then, or when the iteration is
+        closed, ends by itself, unheard. With "return" failures are given, not raised, in the place of replies, and the
+        rest goes on. `args` is asked for an item when there is room for one, not before.
         """
-        if in_flight < 1:
-            raise ValueError(f"in_flight must be at least 1, not {in_flight}")
-        items = iter(args)
-        replies: deque[asyncio.Future[Reply]] = deque()
+        flight: Flight[asyncio.Future[Reply]] = Flight(in_flight, in_flight_bytes, on_error)
+        ended: asyncio.Queue[asyncio.Future[Reply]] = asyncio.Queue()
+        items = enumerate(args)
+        held: PreparedRequest | None = None  # taken from `args`, and without room yet
+        place = 0
         try:
             while True:
-                for item in islice(items, in_flight - len(replies)):
+                while not flight.full:
                     try:
-                        handle = await self.submit(service, command, item, timeout=timeout, idempotent=idempotent)
+                        if held is None:
+                            if (item := next(items, None)) is None:
+                                break
+                            place = item[0]
+                            held = self.prepare(service, command, item[1], timeout=timeout, idempotent=idempotent)
+                        size = len(held.body)
+                        if not flight.fits(size):
+                            break
+                        future = (self.send_at_once(held, timeout) or await self.send(held, timeout)).future
                     except CodedError as error:
-                        replies.append(_failed(error))
-                        items = iter(())
-                        break
-                    replies.append(handle.future)
-                if not replies:
+                        future, size = _failed(error), 0
+                        if on_error == "raise":
+                            items = enumerate(())
+                    held = None
+                    flight.join(future, place, size)
+                    if not ordered:
+                        future.add_done_callback(ended.put_nowait)
+                if not flight:
                     return
-                reply = await replies[0]
-                replies.popleft()
-                yield reply
+                future = flight.first() if ordered else await ended.get()
+                try:
+                    end: Reply | CodedError = await future
+                except CodedError as error:
+                    if on_error == "raise":
+                        raise
+                    end = error
+                position = flight.leave(future)
+                yield end if ordered else at_position(end, position)
         finally:
-            for future in replies:
+            for future in flight:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # looked at, or asyncio complains that nobody did
 

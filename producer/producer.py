@@ -19,18 +19,18 @@ import asyncio
 import os
 import selectors
 import threading
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from itertools import islice
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar, Unpack, overload
 
 from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError, RequestFailed
 from broker.contract import Broker
 from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
+from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
 from producer.handle import Handle
 from producer.outcome import Outcome
 from producer.reply import Reply
@@ -259,13 +259,16 @@ class Producer:
         request = self._producer.prepare(
             service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
         )
+        return self._hand_over(request, timeout)
+
+    def _hand_over(self, request: PreparedRequest, timeout: float) -> Outcome:
         size = len(request.body)
         with self._lock:
             loop = self._usable_loop()
             self._handed_over += 1
             self._handed_over_bytes += size
             full = self._handed_over > MOST_HANDED_OVER or self._handed_over_bytes > MOST_HANDED_OVER_BYTES
-            outcome = Outcome(service, request.message_id, loop, self._cancel_until)
+            outcome = Outcome(request.service, request.message_id, loop, self._cancel_until)
             order = _Order(request, timeout, outcome, threading.Event() if full else None)
             self._inbox.append(order)
             if len(self._inbox) == 1:
@@ -326,46 +329,100 @@ class Producer:
         """Tell every node of `service` that this request shall not run, or not run on: see AsyncProducer.cancel."""
         return self._run(self._producer.cancel(service, message_id, timeout=timeout))
 
+    @overload
     def map(
         self,
         service: str,
         command: str,
         args: Iterable[Mapping[str, Any]],
         *,
-        in_flight: int = 100,
+        on_error: Literal["raise"] = ...,
+        **options: Unpack[MapOptions],
+    ) -> Generator[Reply, None, None]: ...
+
+    @overload
+    def map(
+        self,
+        service: str,
+        command: str,
+        args: Iterable[Mapping[str, Any]],
+        *,
+        on_error: Literal["return"],
+        **options: Unpack[MapOptions],
+    ) -> Generator[Reply | CodedError, None, None]: ...
+
+    def map(
+        self,
+        service: str,
+        command: str,
+        args: Iterable[Mapping[str, Any]],
+        *,
+        on_error: OnError = "raise",
+        in_flight: int = MOST_IN_FLIGHT,
+        in_flight_bytes: int = MOST_IN_FLIGHT_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
-    ) -> Generator[Reply, None, None]:
-        """One request for each of `args`, at most `in_flight` at once; replies in order: see AsyncProducer.map."""
-        if in_flight < 1:
-            raise ValueError(f"in_flight must be at least 1, not {in_flight}")
+        ordered: bool = True,
+    ) -> Generator[Reply | CodedError, None, None]:
+        """One request for each of `args`, a bounded number at once, and their replies: see AsyncProducer.map."""
 
-        def submit(item: Mapping[str, Any]) -> Outcome:
-            return self.submit(service, command, item, timeout=timeout, idempotent=idempotent)
+        def prepared(item: Mapping[str, Any]) -> PreparedRequest:
+            return self._producer.prepare(service, command, item, timeout=timeout, idempotent=idempotent)
 
-        return self._map(iter(args), in_flight, submit)
+        def send(request: PreparedRequest) -> Outcome:
+            return self._hand_over(request, timeout)
+
+        flight: Flight[Future[Reply]] = Flight(in_flight, in_flight_bytes, on_error)
+        return self._map(enumerate(args), flight, prepared, send, ordered=ordered, give=on_error == "return")
 
     def _map(
-        self, items: Iterator[Mapping[str, Any]], in_flight: int, submit: Callable[[Mapping[str, Any]], Outcome]
-    ) -> Generator[Reply, None, None]:
-        outcomes: deque[Future[Reply]] = deque()
+        self,
+        items: Iterator[tuple[int, Mapping[str, Any]]],
+        flight: Flight[Future[Reply]],
+        prepared: Callable[[Mapping[str, Any]], PreparedRequest],
+        send: Callable[[PreparedRequest], Outcome],
+        *,
+        ordered: bool,
+        give: bool,
+    ) -> Generator[Reply | CodedError, None, None]:
+        ended: SimpleQueue[Future[Reply]] = SimpleQueue()
+        held: PreparedRequest | None = None
+        place = 0
         try:
             while True:
-                for item in islice(items, in_flight - len(outcomes)):
+                while not flight.full:
                     try:
-                        outcomes.append(submit(item))
+                        if held is None:
+                            if (item := next(items, None)) is None:
+                                break
+                            place = item[0]
+                            held = prepared(item[1])
+                        size = len(held.body)
+                        if not flight.fits(size):
+                            break
+                        future: Future[Reply] = send(held)
                     except CodedError as error:
-                        outcomes.append(_failed(error))
-                        items = iter(())
-                        break
-                if not outcomes:
+                        future, size = _failed(error), 0
+                        if not give:
+                            items = enumerate(())
+                    held = None
+                    flight.join(future, place, size)
+                    if not ordered:
+                        future.add_done_callback(ended.put)
+                if not flight:
                     return
-                reply = outcomes[0].result()
-                outcomes.popleft()
-                yield reply
+                future = flight.first() if ordered else ended.get()
+                try:
+                    end: Reply | CodedError = future.result()
+                except CodedError as error:
+                    if not give:
+                        raise
+                    end = error
+                position = flight.leave(future)
+                yield end if ordered else at_position(end, position)
         finally:
-            for outcome in outcomes:
-                outcome.cancel()
+            for future in flight:
+                future.cancel()
 
     def _cancel_until(self, outcome: Outcome, timeout: float | None) -> bool:
         async def cancel() -> bool:

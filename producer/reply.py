@@ -17,7 +17,8 @@ class Reply:
     """A request's success. `attempt` from 1; `redelivered`: the broker gave it out more than once.
 
     `session_epoch`: names the live bridge that it ran in, for a request of a session; `fresh`: that is not the one that
-    the session had before, so what that had in memory is gone.
+    the session had before, so what that had in memory is gone. `position`: which of a map's arguments it answers, from
+    0, where they end in any order.
     """
 
     result: Any
@@ -27,6 +28,7 @@ class Reply:
     node: str | None = None
     session_epoch: str | None = None
     fresh: bool = False
+    position: int | None = None
 
 
 def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:

@@ -41,7 +41,7 @@ def call(
         reply = asyncio.run(_call(options.read_broker(broker, config), service, command, arguments, timeout))
         if whole_reply:
             whole = asdict(reply)
-            del whole["session_epoch"], whole["fresh"]  # a call from here belongs to no session
+            del whole["session_epoch"], whole["fresh"], whole["position"]  # it belongs to no session, and to no map
             _print(whole, plain=True)
         else:
             _print(reply.result, plain=not sys.stdout.isatty())

@@ -13,13 +13,14 @@ from elsewhere import PATIENCE, Elsewhere
 from forking import forked
 from responder import SERVICE, Responder
 
-from bridge_protocol.errors import BrokerUnavailable, Code, OutcomeUnknown, RequestFailed
+from bridge_protocol.errors import BadRequest, BrokerUnavailable, Code, OutcomeUnknown, RequestFailed
 from bridge_protocol.messages import Request
 from broker.contract import Delivery
 from broker.memory import MemoryBroker
 from producer import producer as of_threads
 from producer.async_producer import AsyncProducer
 from producer.producer import Producer
+from producer.reply import Reply
 
 
 def act(responder: Responder, delivery: Delivery, request: Request) -> None:
@@ -200,3 +201,18 @@ def test_closing_with_work_in_flight_ends_all_of_it() -> None:
     producer.close()
     assert all(outcome.done() for outcome in outcomes)
     assert {type(outcome.exception()) for outcome in outcomes} <= {OutcomeUnknown, BrokerUnavailable}
+
+
+# map, whose work is the same in both producers.
+
+
+def test_map_gives_failures_and_ends_as_they_come(producer: Producer) -> None:
+    args = [{"n": n} if n != 5 else {"n": float("nan")} for n in range(300)]
+    ends = list(producer.map(SERVICE, "echo", args, in_flight=20, in_flight_bytes=1000, on_error="return"))
+    assert [type(end) for end in ends] == [Reply] * 5 + [BadRequest] + [Reply] * 294
+    assert [end.result["n"] for end in ends if isinstance(end, Reply)] == [n for n in range(300) if n != 5]
+    ends = list(producer.map(SERVICE, "echo", args, in_flight=20, on_error="return", ordered=False))
+    assert sorted(end.position for end in ends if end.position is not None) == list(range(300))
+    assert all(end.result == {"n": end.position} for end in ends if isinstance(end, Reply))
+    with pytest.raises(RequestFailed):
+        list(producer.map(SERVICE, "fail", args[:3], ordered=False))
