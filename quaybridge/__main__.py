@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from quaybridge.command_batch import MEANINGS as BATCH_MEANINGS
+from quaybridge.command_batch import batch
 from quaybridge.command_call import call
 from quaybridge.command_conformance import conformance
 from quaybridge.command_dead import dead_letter_commands
@@ -40,6 +42,7 @@ def application() -> typer.Typer:
     app.callback(epilog=MEANINGS)(quaybridge)
     for command in (demo, worker, call, publish, conformance):
         app.command(epilog=MEANINGS)(command)
+    app.command(epilog=BATCH_MEANINGS)(batch)
     app.add_typer(dead_letter_commands(), name="dead")
     return app
 

@@ -18,6 +18,7 @@ class ExitStatus(IntEnum):
     FAILED = 1
     USAGE = 2
     NO_BROKER = 3
+    BROKEN_INPUT = 3  # of a batch
     TOPOLOGY = 4
     NO_BRIDGE = 5
     INTERRUPTED = 130
