@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
+from bridge_protocol.claim_check import CLAIM
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import PROTOCOL_VERSION
 
@@ -34,6 +35,7 @@ REPLAYS = "replays"
 NODE = "node"
 REDELIVERED = "redelivered"
 CANCEL_ON_DISCONNECT = "cancel-on-disconnect"
+CLAIMS = "claims"  # of a request: whoever made it can fetch a reply's payload from the store
 MAX_SESSION_BYTES = 256
 
 # Where a reply may be sent: an address the broker made for one client, or a queue named for replies.
@@ -101,10 +103,12 @@ def request_properties(
     history: History = NO_HISTORY,
     cancel_on_disconnect: bool = False,
     session: SessionClaim | None = None,
+    claims: bool = False,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
 
-    `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address.
+    `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address. `claims`: its reply may hold a
+    claim check in the place of its result.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
     if deadline is not None:
@@ -119,6 +123,8 @@ def request_properties(
         headers[REPLAYS] = history.replays
     if cancel_on_disconnect:
         headers[CANCEL_ON_DISCONNECT] = True
+    if claims:
+        headers[CLAIMS] = True
     if session is not None:
         headers[SESSION] = session.id
         if session.epoch is not None:
@@ -143,10 +149,12 @@ def reply_properties(
     redelivered: bool,
     epoch: str | None = None,
     fresh: bool = False,
+    claim: bool = False,
 ) -> Properties:
     """The envelope of a reply: `code` None is a result. Written by the node alone, so no bridge can forge one.
 
-    `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for.
+    `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for. `claim`: its body holds a claim
+    check in the place of its result.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node}
     if redelivered:
@@ -155,6 +163,8 @@ def reply_properties(
         headers[SESSION_EPOCH] = epoch
     if fresh:
         headers[FRESH] = True
+    if claim:
+        headers[CLAIM] = True
     return Properties(
         message_id=correlation_id,
         correlation_id=correlation_id,

@@ -19,13 +19,14 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
 
+from bridge_protocol.claim_check import DEFAULT_THRESHOLD, ClaimCheck
 from bridge_protocol.control import CANCEL, Cancel, cancel_key, encode_cancel
 from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
 from bridge_protocol.errors import (
@@ -38,6 +39,7 @@ from bridge_protocol.errors import (
     FrameError,
     OutcomeUnknown,
     QuaybridgeError,
+    Refused,
     RequestFailed,
     UnknownService,
 )
@@ -46,10 +48,11 @@ from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
+from broker.store import Store, check_in
 from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
 from producer.handle import Handle
 from producer.mailbox import Mailbox
-from producer.reply import Reply, epoch_of, read_reply
+from producer.reply import Reply, claim_of, claim_restored, epoch_of, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
 from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
 from producer.window import Window
@@ -63,6 +66,7 @@ REPLY_PREFETCH = 256
 # Before an idempotent request is published again; doubles with each further time. The connection has its own pauses.
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
+DELETE_TIMEOUT = 3.0  # seconds, at the end: what is left is swept
 CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or come back, since
 
 _NOT_FOUND = 404
@@ -82,6 +86,10 @@ class AsyncProducer:
     awaits it. The others, to what was published and to what an earlier process sent, are for `collect`; of these at
     most `reply_prefetch` are held here, and if nobody collects them calls get no replies any more.
     `max_republishes` bounds how often one idempotent request is published again.
+
+    `store`: arguments of more than `claim_threshold` bytes wait there, and what is published is a claim check; nodes
+    must have the same store, and may answer in the same way. What a call put there, and what its reply did, is deleted
+    once the call has its reply.
     """
 
     def __init__(
@@ -95,6 +103,8 @@ class AsyncProducer:
         max_republishes: int = MOST_REPUBLISHES,
         reply_queue: str | None = None,
         reply_prefetch: int = REPLY_PREFETCH,
+        store: Store | None = None,
+        claim_threshold: int = DEFAULT_THRESHOLD,
         wall: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -103,9 +113,12 @@ class AsyncProducer:
         self.republished = 0  # publishes of idempotent requests beyond their first
         self._mailbox = None if reply_queue is None else Mailbox(durable_reply_queue(reply_queue), reply_prefetch)
         self._max_republishes = max_republishes
+        self._store = store
+        self._claim_threshold = claim_threshold if store is not None else None
         self._jitter = jitter
         self._closed = False
-        self._tasks: set[asyncio.Task[None]] = set()  # of requests that wait for room to be published again
+        self._tasks: set[asyncio.Task[None]] = set()  # of requests to be published again, and of replies in the store
+        self._deleting: set[asyncio.Task[None]] = set()  # of what is of no use in the store any more
         self._connect_timeout = connect_timeout
         self._window = Window(max_unconfirmed, max_unconfirmed_bytes)
         self._wall = wall
@@ -153,6 +166,8 @@ class AsyncProducer:
                 if not call.sending:
                     text = "the producer was closed before its reply came"
                     self._end(call, OutcomeUnknown(text, message_id=call.request.message_id))
+            if self._deleting:
+                await asyncio.wait(self._deleting, timeout=DELETE_TIMEOUT)
 
     async def call(
         self,
@@ -242,7 +257,16 @@ class AsyncProducer:
         been), BadRequest and TooLarge.
         """
         check_timeout(timeout)
-        request = prepare(service, command, args, now=self._wall(), timeout=None, idempotent=idempotent)
+        request = prepare(
+            service,
+            command,
+            args,
+            now=self._wall(),
+            timeout=None,
+            idempotent=idempotent,
+            claim_threshold=self._claim_threshold,
+        )
+        request = await self._checked_in(request)
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         for republished in range(self._max_republishes + 1):
@@ -324,7 +348,7 @@ class AsyncProducer:
                                 break
                             place = item[0]
                             held = self.prepare(service, command, item[1], timeout=timeout, idempotent=idempotent)
-                        size = len(held.body)
+                        size = held.size
                         if not flight.fits(size):
                             break
                         future = (self.send_at_once(held, timeout) or await self.send(held, timeout)).future
@@ -363,7 +387,7 @@ class AsyncProducer:
         """
         if self._mailbox is None:
             raise RuntimeError("there is nothing to collect: give the producer a reply_queue")
-        async with aclosing(self._mailbox.collect(idle_timeout)) as replies:
+        async with aclosing(self._mailbox.collect(idle_timeout, self._store)) as replies:
             async for reply in replies:
                 yield reply
 
@@ -428,17 +452,33 @@ class AsyncProducer:
             idempotent=idempotent,
             cancel_on_disconnect=cancel_on_disconnect,
             session=session,
+            claim_threshold=self._claim_threshold,
         )
 
     def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
-        """Send a request if there is room to publish it now; its handle, or None."""
+        """Send a request if there is nothing to wait for, such as room to publish it; its handle, or None."""
+        if request.cargo is not None:
+            return None
         return self._send(request, timeout) if self._window.try_enter(len(request.body)) else None
 
     async def send(self, request: PreparedRequest, timeout: float) -> Handle:
         """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
+        request = await self._checked_in(request)
         return self._send(request, await self._enter(request, timeout))
 
     # One request.
+
+    async def _checked_in(self, request: PreparedRequest) -> PreparedRequest:
+        """The request, with its cargo in the store."""
+        if request.cargo is None:
+            return request
+        assert self._store is not None
+        try:
+            claim = await asyncio.to_thread(check_in, self._store, request.cargo)
+        except OSError as error:
+            text = f"not sent: {self._store!r} takes nothing: {error.strerror or error}"
+            raise Refused(text, message_id=request.message_id) from error
+        return request.checked_in(claim)
 
     async def _enter(self, request: PreparedRequest, timeout: float) -> float:
         """Enter the window; how much of `timeout` is left then."""
@@ -539,9 +579,7 @@ class AsyncProducer:
         if self._window.try_enter(len(call.request.body)):
             self._publish_again(call)
             return
-        task = asyncio.get_running_loop().create_task(self._enter_again(call))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._begin(self._enter_again(call))
 
     async def _enter_again(self, call: _Call) -> None:
         with suppress(TimeoutError):  # its timer is due then, too
@@ -596,6 +634,8 @@ class AsyncProducer:
             return
         if isinstance(outcome, Reply):
             call.future.set_result(outcome)
+            if call.request.claim is not None and not call.republished:
+                self._let_go(call.request.claim)  # published once: it will not run again
         else:
             call.future.set_exception(outcome)
 
@@ -626,6 +666,9 @@ class AsyncProducer:
             self.late_replies += 1  # of a bridge that the session has lost: its own reply is yet to come
         elif call is not None:
             try:
+                if (claim := claim_of(delivery)) is not None:
+                    self._begin(self._fetch(call, delivery, claim))
+                    return
                 self._end(call, read_reply(delivery, message_id))
             except FrameError as error:
                 logger.warning("not a reply, dropped: %s", error)
@@ -636,6 +679,42 @@ class AsyncProducer:
             self.late_replies += 1
         if mailbox is not None:
             delivery.ack()
+
+    async def _fetch(self, call: _Call, delivery: Delivery, claim: ClaimCheck) -> None:
+        """Its result is in the store: end the call with it."""
+        message_id = call.request.message_id
+        end: Reply | RequestFailed
+        try:
+            end = read_reply(await claim_restored(self._store, delivery, claim), message_id)
+        except BadRequest as error:
+            error.message_id = message_id
+            end = error
+        except FrameError as error:
+            logger.warning("not a reply, dropped: %s", error)
+            return
+        self._end(call, end)
+        if self._mailbox is not None:
+            delivery.ack()
+        elif isinstance(end, Reply):
+            self._let_go(claim)  # it came by direct reply, and so to nobody else
+
+    def _let_go(self, claim: ClaimCheck) -> None:
+        """What it stands for is of no use any more."""
+        if self._store is not None:
+            task = asyncio.get_running_loop().create_task(self._delete(self._store, claim))
+            self._deleting.add(task)
+            task.add_done_callback(self._deleting.discard)
+
+    async def _delete(self, store: Store, claim: ClaimCheck) -> None:
+        try:
+            await asyncio.to_thread(store.delete, claim.reference)
+        except OSError as error:
+            logger.info("claim %s is left to be swept: %s", claim.reference, error)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _on_cancelled(self, consumer: Consumer) -> None:
         self._link.rebuild(f"the broker ended the subscription to {consumer.queue}")

@@ -15,10 +15,11 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator
 
-from bridge_protocol.errors import BrokerUnavailable, FrameError, RequestFailed
+from bridge_protocol.errors import BadRequest, BrokerUnavailable, FrameError, RequestFailed
 from bridge_protocol.topology import Queue
 from broker.contract import Delivery
-from producer.reply import Reply, read_reply
+from broker.store import Store
+from producer.reply import Reply, claim_of, claim_restored, read_reply
 
 REMEMBERED = 16 * 1024  # calls that have ended, by whose ids a second reply to them is known
 
@@ -71,14 +72,24 @@ class Mailbox:
         self._closed = True
         self._changed.set()
 
-    async def collect(self, idle_timeout: float | None) -> AsyncGenerator[Reply | RequestFailed, None]:
+    async def collect(
+        self, idle_timeout: float | None, store: Store | None
+    ) -> AsyncGenerator[Reply | RequestFailed, None]:
         """The replies, as they come, until none has for `idle_timeout` seconds (None: for ever).
 
         Raises BrokerUnavailable when the producer is closed.
         """
         while (delivery := await self._next(idle_timeout)) is not None:
+            message_id = delivery.properties.correlation_id or ""
+            reply: Reply | RequestFailed
             try:
-                reply = read_reply(delivery, delivery.properties.correlation_id or "")
+                whole = delivery
+                if (claim := claim_of(delivery)) is not None:
+                    whole = await claim_restored(store, delivery, claim)
+                reply = read_reply(whole, message_id)
+            except BadRequest as error:
+                error.message_id = message_id
+                reply = error
             except FrameError as error:
                 logger.warning("not a reply, dropped: %s", error)
                 delivery.ack()

@@ -27,8 +27,10 @@ from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, TypeVar, Unpack, overload
 
+from bridge_protocol.claim_check import DEFAULT_THRESHOLD
 from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError, RequestFailed
 from broker.contract import Broker
+from broker.store import Store
 from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
 from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
 from producer.handle import Handle
@@ -62,7 +64,7 @@ class Producer:
     """Sends requests and brings their replies back: AsyncProducer for threads. Started once.
 
     `loop`: the running event loop, in another thread, that `broker` lives on (an embedded broker has one); by
-    default the producer has its own. `reply_queue` as for AsyncProducer.
+    default the producer has its own. `reply_queue`, `store` and `claim_threshold` as for AsyncProducer.
 
     Used in a process that was forked from the one that started it, it connects anew there, and may raise what `start`
     does; with a `loop`, or a Broker that belongs to one, it cannot, and says so. Whoever holds a `reply_queue` shares
@@ -76,9 +78,19 @@ class Producer:
         name: str = "producer",
         connect_timeout: float = CONNECT_TIMEOUT,
         reply_queue: str | None = None,
+        store: Store | None = None,
+        claim_threshold: int = DEFAULT_THRESHOLD,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self._make = partial(AsyncProducer, broker, name=name, connect_timeout=connect_timeout, reply_queue=reply_queue)
+        self._make = partial(
+            AsyncProducer,
+            broker,
+            name=name,
+            connect_timeout=connect_timeout,
+            reply_queue=reply_queue,
+            store=store,
+            claim_threshold=claim_threshold,
+        )
         self._given = loop
         self._forking = threading.Lock()
         self._renew(NOT_STARTED)
@@ -262,7 +274,7 @@ class Producer:
         return self._hand_over(request, timeout)
 
     def _hand_over(self, request: PreparedRequest, timeout: float) -> Outcome:
-        size = len(request.body)
+        size = request.size
         with self._lock:
             loop = self._usable_loop()
             self._handed_over += 1
@@ -397,7 +409,7 @@ class Producer:
                                 break
                             place = item[0]
                             held = prepared(item[1])
-                        size = len(held.body)
+                        size = held.size
                         if not flight.fits(size):
                             break
                         future: Future[Reply] = send(held)
@@ -516,7 +528,7 @@ class Producer:
     def _release(self, orders: list[_Order]) -> None:
         with self._lock:
             self._handed_over -= len(orders)
-            self._handed_over_bytes -= sum(len(order.request.body) for order in orders)
+            self._handed_over_bytes -= sum(order.request.size for order in orders)
         for order in orders:
             if order.taken is not None:
                 order.taken.set()

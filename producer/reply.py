@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from bridge_protocol import codec
+from bridge_protocol.claim_check import CLAIM, ClaimCheck, read_claim, restored
 from bridge_protocol.envelope import ATTEMPT, FRESH, NODE, REDELIVERED, RESULT, SESSION_EPOCH
 from bridge_protocol.errors import Code, FrameError, FrameKind, RequestFailed, exception_for
+from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
+from broker.store import Store, check_out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,19 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
     failure = failed(said.error, message_id=message_id, attempt=attempt, node=node, details=details)
     failure.session_epoch = epoch
     return failure
+
+
+def claim_of(delivery: Delivery) -> ClaimCheck | None:
+    """Where its result is, if that is in a store. Raises FrameError."""
+    if delivery.properties.headers.get(CLAIM) is not True:
+        return None  # a "claim" in its body is a bridge's own, and means nothing
+    return read_claim(codec.decode(delivery.body), "result")
+
+
+async def claim_restored(store: Store | None, delivery: Delivery, claim: ClaimCheck) -> Delivery:
+    """The delivery with its result, from the store. Raises BadRequest, which names the claim."""
+    content = await asyncio.to_thread(check_out, store, claim, limit=LIMIT_CEILING)
+    return replace(delivery, body=restored(delivery.body, "result", content))
 
 
 def epoch_of(delivery: Delivery) -> str | None:

@@ -6,8 +6,11 @@ import math
 import random
 import secrets
 from collections.abc import Container, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bridge_protocol import codec
+from bridge_protocol.claim_check import ClaimCheck, with_claim
 from bridge_protocol.envelope import SessionClaim, request_properties, session_id_problem
 from bridge_protocol.errors import BadRequest, TooLarge
 from bridge_protocol.frames import DEFAULT_LIMIT
@@ -22,7 +25,8 @@ class PreparedRequest(NamedTuple):
     """A request's body, and what its envelope will say. `deadline` in Unix milliseconds.
 
     `idempotent`: it may be published again where it is not known what became of it. `session`: the one it belongs to;
-    a reply of an epoch that is `outdated` is none of its own.
+    a reply of an epoch that is `outdated` is none of its own. `cargo`: its arguments, not in the body, which are to go
+    to the store before it is sent; `claim`: where they are then. `claims`: its reply's payload may be in the store.
     """
 
     message_id: str
@@ -34,6 +38,18 @@ class PreparedRequest(NamedTuple):
     cancel_on_disconnect: bool
     session: SessionClaim | None = None
     outdated: Container[str | None] = ()
+    cargo: bytes | None = None
+    claim: ClaimCheck | None = None
+    claims: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it keeps until it is sent."""
+        return len(self.body) + len(self.cargo or b"")
+
+    def checked_in(self, claim: ClaimCheck) -> PreparedRequest:
+        """The same, its cargo in the store by that claim."""
+        return self._replace(body=with_claim(self.body, "args", claim), cargo=None, claim=claim)
 
     def message(self, reply_to: str | None) -> Message:
         """What is published."""
@@ -44,6 +60,7 @@ class PreparedRequest(NamedTuple):
             deadline=self.deadline,
             cancel_on_disconnect=self.cancel_on_disconnect,
             session=self.session,
+            claims=self.claims,
         )
         key = self.service
         if self.session is not None:
@@ -61,8 +78,11 @@ def prepare(
     idempotent: bool = False,
     cancel_on_disconnect: bool = False,
     session: str | None = None,
+    claim_threshold: int | None = None,
 ) -> PreparedRequest:
     """Check and encode a request. `now` in seconds since 1970; `timeout` in seconds makes its deadline.
+
+    `claim_threshold`: there is a store, for arguments of more bytes than that.
 
     Raises BadRequest and TooLarge. `args` is not looked at again.
     """
@@ -94,6 +114,11 @@ def prepare(
         raise BadRequest(str(error), message_id=message_id) from error
     if len(body) > DEFAULT_LIMIT:
         raise TooLarge(f"a request of {len(body):,} bytes, the limit is {DEFAULT_LIMIT:,}", message_id=message_id)
+    cargo = None
+    if claim_threshold is not None and len(body) > claim_threshold:
+        encoded = codec.encode(args)
+        if len(encoded) > claim_threshold:
+            cargo, body = encoded, encode_request(replace(request, args={}))
     return PreparedRequest(
         message_id=message_id,
         service=service,
@@ -103,6 +128,8 @@ def prepare(
         idempotent=idempotent,
         cancel_on_disconnect=cancel_on_disconnect,
         session=None if session is None else SessionClaim(id=session),
+        cargo=cargo,
+        claims=claim_threshold is not None,
     )
 
 

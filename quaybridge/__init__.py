@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         UnknownService,
     )
     from broker.memory import MemoryBroker
+    from broker.store import DirectoryStore
     from producer.async_producer import AsyncProducer
     from producer.producer import Producer
     from producer.reply import Reply
@@ -50,6 +51,8 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "NodeSettings",
     "ServiceSettings",
     "RetrySettings",
+    # Where large payloads wait
+    "DirectoryStore",
     # Without a server: for tests, and for everything in one process
     "MemoryBroker",
     # What can go wrong
@@ -89,6 +92,7 @@ _HOMES = {
     "NodeSettings": "worker_node.settings",
     "ServiceSettings": "worker_node.settings",
     "RetrySettings": "worker_node.settings",
+    "DirectoryStore": "broker.store",
     "MemoryBroker": "broker.memory",
 }
 

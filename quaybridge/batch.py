@@ -53,8 +53,8 @@ class Lines:
     def __init__(self, descriptor: int, *, limit: int = DEFAULT_LIMIT) -> None:
         self._descriptor = descriptor
         self._limit = limit
-        found = os.fstat(descriptor)
-        self.size = found.st_size if stat.S_ISREG(found.st_mode) else None  # bytes in all, where that is known
+        self._waits = _waits(descriptor)
+        self.size = None if self._waits else os.fstat(descriptor).st_size  # bytes in all, where that is known
 
     async def __aiter__(self) -> AsyncIterator[Line]:
         number = end = 0
@@ -80,23 +80,26 @@ class Lines:
             yield Line(number + 1, None if length > self._limit else b"".join(begun), end + length)
 
     async def _read(self) -> bytes:
-        await _ready(self._descriptor, writing=False)
+        if self._waits:
+            await _ready(self._descriptor, writing=False)
         return os.read(self._descriptor, BLOCK)
 
 
-async def _ready(descriptor: int, *, writing: bool) -> bool:
-    """Wait until it can be read or written without being held up; whether that is a matter of waiting at all."""
+def _waits(descriptor: int) -> bool:
+    """Whether reading and writing it may be held up by the other side: not for a file, nor for /dev/null."""
+    mode = os.fstat(descriptor).st_mode
+    return not stat.S_ISREG(mode) and not (stat.S_ISCHR(mode) and not os.isatty(descriptor))
+
+
+async def _ready(descriptor: int, *, writing: bool) -> None:
+    """Wait until the other side lets it be read or written."""
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
-    try:
-        (loop.add_writer if writing else loop.add_reader)(descriptor, ready.set)
-    except PermissionError:  # epoll's word for a file: it is always ready
-        return False
+    (loop.add_writer if writing else loop.add_reader)(descriptor, ready.set)
     try:
         await ready.wait()
     finally:
         (loop.remove_writer if writing else loop.remove_reader)(descriptor)
-    return True
 
 
 class Records:
@@ -105,6 +108,7 @@ class Records:
     def __init__(self, descriptor: int | None = None, path: Path | None = None) -> None:
         self._descriptor = descriptor
         self._path = path
+        self._waits = descriptor is not None and _waits(descriptor)
         self._gathered = bytearray()
 
     def add(self, record: dict[str, Any]) -> bool:
@@ -123,8 +127,9 @@ class Records:
         rest = memoryview(bytes(self._gathered))
         self._gathered.clear()
         while rest:
-            waits = await _ready(self._descriptor, writing=True)
-            rest = rest[os.write(self._descriptor, rest[:PIECE] if waits else rest) :]
+            if self._waits:
+                await _ready(self._descriptor, writing=True)
+            rest = rest[os.write(self._descriptor, rest[:PIECE] if self._waits else rest) :]
 
     def close(self) -> None:
         """Close the file, if it was made here."""
@@ -250,7 +255,7 @@ class Batch:
             size = 0 if broken else len(line.text or b"")
             await self._enter(size)
             return _Place(_quoted(line) if broken else line, error, broken, size)
-        size = len(request.body) + len(line.text or b"")
+        size = request.size + len(line.text or b"")
         await self._enter(size)
         # Its time begins when there is room for it: it may have waited here for long.
         try:

@@ -20,6 +20,7 @@ from quaybridge.logs import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
     from broker.contract import Broker
+    from broker.store import Store
     from quaybridge.batch import Batch, Lines, Tally
 
 SHOWN_EVERY = 0.2  # seconds
@@ -47,6 +48,7 @@ def batch(
     idempotent: Annotated[
         bool, typer.Option("--idempotent", help="Requests may run twice: sent again after a lost connection.")
     ] = False,
+    store: options.StoreDirectory = None,
     broker: options.BrokerUrl = None,
     config: options.ConfigFile = None,
     verbose: options.Verbose = False,
@@ -61,7 +63,7 @@ def batch(
         from quaybridge.batch import BatchError, Tally, answered_before
 
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
-        reached = options.read_broker(broker, config)
+        places = options.read_places(broker, store, config)
         replies = sys.stdout.fileno()
         failures = failures or _beside(replies)
         try:
@@ -75,7 +77,7 @@ def batch(
         except OSError as error:
             _end(ExitStatus.USAGE, f"{failures}: {error.strerror or error}")
         work = _batch(
-            reached,
+            *places,
             service,
             command,
             failures=failures,
@@ -89,6 +91,7 @@ def batch(
 
 async def _batch(
     broker: Broker,
+    store: Store | None,
     service: str,
     command: str,
     *,
@@ -110,7 +113,7 @@ async def _batch(
         loop.add_signal_handler(number, task.cancel)
     failed = Records(path=failures)
     try:
-        async with AsyncProducer(broker, connect_timeout=options.CONNECT_TIMEOUT) as producer:
+        async with AsyncProducer(broker, store=store, connect_timeout=options.CONNECT_TIMEOUT) as producer:
             work = Batch(
                 producer,
                 service,

@@ -15,6 +15,7 @@ from quaybridge.logs import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
     from broker.contract import Broker
+    from broker.store import Store
     from producer.reply import Reply
 
 
@@ -27,6 +28,7 @@ def call(
     whole_reply: Annotated[
         bool, typer.Option("--json", help="Print the whole reply as one line of JSON: result, message_id, attempt, …")
     ] = False,
+    store: options.StoreDirectory = None,
     broker: options.BrokerUrl = None,
     config: options.ConfigFile = None,
     verbose: options.Verbose = False,
@@ -38,7 +40,7 @@ def call(
     with explained(verbose=verbose):
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         arguments = options.read_arguments(pairs, args)
-        reply = asyncio.run(_call(options.read_broker(broker, config), service, command, arguments, timeout))
+        reply = asyncio.run(_call(*options.read_places(broker, store, config), service, command, arguments, timeout))
         if whole_reply:
             whole = asdict(reply)
             del whole["session_epoch"], whole["fresh"], whole["position"]  # it belongs to no session, and to no map
@@ -47,12 +49,14 @@ def call(
             _print(reply.result, plain=not sys.stdout.isatty())
 
 
-async def _call(broker: Broker, service: str, command: str, arguments: dict[str, Any], timeout: float) -> Reply:
+async def _call(
+    broker: Broker, store: Store | None, service: str, command: str, arguments: dict[str, Any], timeout: float
+) -> Reply:
     from producer.async_producer import AsyncProducer
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
-    async with AsyncProducer(broker, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
+    async with AsyncProducer(broker, store=store, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
         return await producer.call(service, command, arguments, timeout=max(end - loop.time(), 0.001))
 
 

@@ -13,6 +13,7 @@ from quaybridge.logs import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
     from broker.contract import Broker
+    from broker.store import Store
 
 
 def publish(
@@ -21,6 +22,7 @@ def publish(
     pairs: options.Pairs = None,
     args: options.Whole = None,
     timeout: options.Timeout = 30.0,
+    store: options.StoreDirectory = None,
     broker: options.BrokerUrl = None,
     config: options.ConfigFile = None,
     verbose: options.Verbose = False,
@@ -32,13 +34,17 @@ def publish(
     with explained(verbose=verbose):
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         arguments = options.read_arguments(pairs, args)
-        typer.echo(asyncio.run(_publish(options.read_broker(broker, config), service, command, arguments, timeout)))
+        typer.echo(
+            asyncio.run(_publish(*options.read_places(broker, store, config), service, command, arguments, timeout))
+        )
 
 
-async def _publish(broker: Broker, service: str, command: str, arguments: dict[str, Any], timeout: float) -> str:
+async def _publish(
+    broker: Broker, store: Store | None, service: str, command: str, arguments: dict[str, Any], timeout: float
+) -> str:
     from producer.async_producer import AsyncProducer
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
-    async with AsyncProducer(broker, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
+    async with AsyncProducer(broker, store=store, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
         return await producer.publish(service, command, arguments, timeout=max(end - loop.time(), 0.001))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from broker.address import Address
+    from broker.store import Store
     from quaybridge.settings import Configuration, Key
     from worker_node.node import Node
     from worker_node.settings import NodeSettings
@@ -48,6 +49,10 @@ def worker(
     broker: Annotated[
         str | None, typer.Option(metavar="URL", help="Where RabbitMQ is; several, separated by commas, in turn.")
     ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(metavar="DIRECTORY", help="Where large payloads wait, shared with other workers and producers."),
+    ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="TOML. Default: QUAYBRIDGE_CONFIG, else ./quaybridge.toml.")
     ] = None,
@@ -67,9 +72,13 @@ def worker(
     signal.signal(signal.SIGTERM, _end_at_once)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to tell yet, and no reason to end
     with explained():
-        from quaybridge.settings import BROKER, NODE_NAME, SettingsError, given, read_configuration
+        from quaybridge.settings import BROKER, NODE_NAME, STORE, SettingsError, given, read_configuration
 
-        options: dict[Key, tuple[str, object]] = {BROKER: ("--broker", broker), NODE_NAME: ("--name", name)}
+        options: dict[Key, tuple[str, object]] = {
+            BROKER: ("--broker", broker),
+            NODE_NAME: ("--name", name),
+            STORE: ("--store", store),
+        }
         of_service: dict[str, tuple[str, object]] = {
             "command": ("--bridge", bridge),
             "bridges": ("--bridges", bridges),
@@ -93,7 +102,9 @@ def worker(
         log_to_stderr(log_level)
         if advice := stop_advice(settings.drain_timeout, contained=contained):
             logger.warning(advice)
-        asyncio.run(_serve(settings, addresses, configuration.health_file(), reread=lambda: read()[0]))
+        asyncio.run(
+            _serve(settings, addresses, configuration.health_file(), configuration.store(), reread=lambda: read()[0])
+        )
 
 
 def stop_advice(drain_timeout: float, *, contained: bool) -> str | None:
@@ -138,6 +149,7 @@ async def _serve(
     settings: NodeSettings,
     addresses: tuple[Address, ...],
     health_file: Path | None,
+    store: Store | None,
     *,
     reread: Callable[[], NodeSettings],
 ) -> None:
@@ -148,12 +160,12 @@ async def _serve(
 
     broker = AmqpBroker(addresses)
     if (failpoints := armed_failpoints(os.environ)) is None:
-        node = Node(settings, broker)
+        node = Node(settings, broker, store=store)
     else:
         from broker.failpoints import FailingBroker
         from worker_node.failing_bridge import FailingBridge
 
-        node = Node(settings, FailingBroker(broker, failpoints), spawn=partial(FailingBridge, failpoints))
+        node = Node(settings, FailingBroker(broker, failpoints), store=store, spawn=partial(FailingBridge, failpoints))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, node.request_stop)

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from broker.contract import Broker
+    from broker.store import Store
 
 Service = Annotated[str, typer.Argument(help="The service that is asked.")]
 Command = Annotated[str, typer.Argument(help="One of its bridge's commands.")]
@@ -29,6 +30,10 @@ BrokerUrl = Annotated[
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="TOML. Default: QUAYBRIDGE_CONFIG, else ./quaybridge.toml."),
+]
+StoreDirectory = Annotated[
+    str | None,
+    typer.Option("--store", metavar="DIRECTORY", help="Where large payloads wait, shared with the workers."),
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", help="Say more on stderr: what is logged, and a failure's details.")
@@ -50,14 +55,20 @@ def read_arguments(pairs: list[str] | None, whole: str | None) -> dict[str, Any]
 
 def read_broker(url: str | None, config: Path | None) -> Broker:
     """The broker that flags, environment or file name. Raises SettingsError."""
+    return read_places(url, None, config)[0]
+
+
+def read_places(url: str | None, store: str | None, config: Path | None) -> tuple[Broker, Store | None]:
+    """The broker, and the store if there is one, that flags, environment or file name. Raises SettingsError."""
     from broker.amqp import AmqpBroker
     from quaybridge.failpoints import armed_failpoints
-    from quaybridge.settings import BROKER, given, read_configuration
+    from quaybridge.settings import BROKER, STORE, given, read_configuration
 
-    configuration = read_configuration(config, environ=os.environ, flags=given({BROKER: ("--broker", url)}))
+    flags = given({BROKER: ("--broker", url), STORE: ("--store", store)})
+    configuration = read_configuration(config, environ=os.environ, flags=flags)
     broker = AmqpBroker(configuration.broker())
     if (failpoints := armed_failpoints(os.environ)) is None:
-        return broker
+        return broker, configuration.store()
     from broker.failpoints import FailingBroker
 
-    return FailingBroker(broker, failpoints)
+    return FailingBroker(broker, failpoints), configuration.store()

@@ -5,6 +5,7 @@ directory if there is one. Its shape, and how the environment spells the same ke
 
     broker = "amqp://user:secret@host/vhost"        QUAYBRIDGE_BROKER
     health_file = "/run/quaybridge"                 QUAYBRIDGE_HEALTH_FILE
+    store = "/srv/share/quaybridge"                 QUAYBRIDGE_STORE
 
     [node]                                          QUAYBRIDGE_NODE: its name
     drain_timeout = 60                              QUAYBRIDGE_NODE__DRAIN_TIMEOUT
@@ -36,6 +37,7 @@ from pydantic.fields import FieldInfo
 
 from bridge_protocol.errors import QuaybridgeError
 from broker.address import Address, parse_addresses
+from broker.store import DirectoryStore
 from worker_node.settings import NodeSettings, ServiceSettings
 
 DEFAULT_BROKER = "amqp://guest:guest@127.0.0.1:5672/"  # RabbitMQ as it comes: its guest may connect from this host only
@@ -46,9 +48,10 @@ Key = tuple[str, ...]
 
 BROKER: Key = ("broker",)
 HEALTH_FILE: Key = ("health_file",)
+STORE: Key = ("store",)
 NODE_NAME: Key = ("node", "name")
 
-_VARIABLES: dict[str, Key] = {"BROKER": BROKER, "HEALTH_FILE": HEALTH_FILE, "NODE": NODE_NAME}
+_VARIABLES: dict[str, Key] = {"BROKER": BROKER, "HEALTH_FILE": HEALTH_FILE, "STORE": STORE, "NODE": NODE_NAME}
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _CREDENTIALS = re.compile(r"//.*@", re.DOTALL)
 
@@ -83,6 +86,16 @@ class Configuration:
         """The file a healthy node touches, if one is wanted."""
         text = self._text(HEALTH_FILE)
         return Path(text) if text else None
+
+    def store(self) -> DirectoryStore | None:
+        """Where large payloads wait, if anywhere. Raises SettingsError."""
+        text = self._text(STORE)
+        if not text:
+            return None
+        try:
+            return DirectoryStore(text)
+        except ValueError as error:
+            raise SettingsError(f"{self.settings[STORE].origin}: {_spelt(STORE)}: {error}") from None
 
     def node(self, only: str | None = None) -> NodeSettings:
         """The node's settings; with `only`, for that service alone. Raises SettingsError."""
@@ -255,7 +268,7 @@ def _fields(table: Key) -> Mapping[str, FieldInfo | None] | None:
     """The keys that `table` may hold, with what is known about them; None if it is no table of known keys."""
     match table:
         case ():
-            return dict.fromkeys(("broker", "health_file", "node", "services"))
+            return dict.fromkeys(("broker", "health_file", "store", "node", "services"))
         case ("node", *below):
             return _fields_below(NodeSettings, below, without="services")
         case ("services", _, *below):

@@ -21,12 +21,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bridge_protocol import messages
+from bridge_protocol.claim_check import ClaimCheck, restored
 from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, epoch_node, read_history
-from bridge_protocol.errors import Code, FrameError, FrameKind
+from bridge_protocol.errors import BadRequest, Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.topology import partition_of
 from broker.contract import Delivery
 from broker.link import Link
+from broker.store import Store, check_out
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of, reply_address
 from worker_node.core.answered import Answered
@@ -79,7 +81,8 @@ bridge_logger = logging.getLogger("quaybridge.bridge")
 class Work(Ticket):
     """A delivery on its way through the node, and what joined it: the same request, delivered again meanwhile.
 
-    `identity` None: what comes again is not known again.
+    `identity` None: what comes again is not known again. `payload`: what the bridge is given, if that is not the
+    delivery's body.
     """
 
     delivery: Delivery
@@ -87,6 +90,7 @@ class Work(Ticket):
     attempt: int
     identity: Identity | None = None
     joined: tuple[Delivery, ...] = ()
+    payload: bytes | None = None
 
     @property
     def stale(self) -> bool:
@@ -126,6 +130,8 @@ class Dispatcher:
         stall_timeout: float,
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
+        store: Store | None = None,
+        claim_threshold: int = 0,
         spawn: Callable[..., BridgeProcess] = BridgeProcess,
         wall: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,
@@ -154,7 +160,11 @@ class Dispatcher:
             stall_timeout=stall_timeout,
             wall=wall,
             jitter=jitter,
+            store=store,
+            claim_threshold=claim_threshold,
         )
+        self._store = store
+        self._fetching: dict[asyncio.Task[None], Work] = {}  # whose arguments are on their way from the store
         self.answered = Answered()
         self._bound_answered()
         self._known: dict[Identity, Work] = {}  # what is in the pool, by what tells it from all others
@@ -178,7 +188,7 @@ class Dispatcher:
     @property
     def held(self) -> int:
         """How many deliveries this node holds unacknowledged."""
-        running = ((work.delivery, *work.joined) for work in self.pool.tickets())
+        running = ((work.delivery, *work.joined) for work in (*self.pool.tickets(), *self._fetching.values()))
         return sum(not delivery.stale for deliveries in running for delivery in deliveries) + self.settlement.held
 
     # The life of the service.
@@ -209,6 +219,10 @@ class Dispatcher:
 
     def abort(self) -> None:
         """Kill every bridge, and hand back what ran on it."""
+        for task, work in self._fetching.items():
+            task.cancel()
+            self._fail(work, Reason.DRAINED, None)
+        self._fetching.clear()
         self._perform(self.pool.abort(self._loop.time()))
 
     def give_up(self) -> None:
@@ -235,7 +249,7 @@ class Dispatcher:
 
     async def wait_idle(self) -> None:
         """Wait until nothing runs or waits here, and all that came to its end is acknowledged or let go."""
-        while any(True for _ in self.pool.tickets()):
+        while self._fetching or any(True for _ in self.pool.tickets()):
             self._left.clear()
             await self._left.wait()
         await self.settlement.wait_idle()
@@ -375,7 +389,43 @@ class Dispatcher:
         if identity is not None and identity not in self._known:
             self._known[identity] = work
             work.identity = identity
-        self._perform(self.pool.submit(work, now))
+        if verdict.claim is None:
+            self._perform(self.pool.submit(work, now))
+            return
+        task = self._loop.create_task(self._fetch(work, verdict.claim, partition))
+        self._fetching[task] = work
+
+    async def _fetch(self, work: Work, claim: ClaimCheck, partition: int | None) -> None:
+        """Put the arguments of a request back in their place, from the store, and let it in."""
+        fault: Fault | None = None
+        try:
+            content = await asyncio.to_thread(check_out, self._store, claim, limit=self.settings.frame_limit)
+        except BadRequest as error:
+            fault = Fault(code=Code.BAD_REQUEST, message=error.message)
+        else:
+            work.payload = restored(work.delivery.body, "args", content)
+            work.light = len(work.payload) <= LIGHT
+            verdict = admit(
+                work.payload,
+                work.delivery.properties,
+                limit=self.settings.frame_limit,
+                max_attempts=self.settings.retry.max_attempts,
+                partition=partition,
+            )
+            if isinstance(verdict, Refused):
+                fault = verdict.fault
+        task = asyncio.current_task()
+        assert task is not None
+        del self._fetching[task]
+        if work.stale:
+            self._leave(work)
+        elif fault is not None:
+            self._leave(work)
+            self.settlement.fail(self._case(work, None), fault)
+        elif work.delivery.properties.message_id in self.tombstones and not _replayed(work.delivery):
+            self._fail(work, Reason.CANCELLED, None)
+        else:
+            self._perform(self.pool.submit(work, self._loop.time()))
 
     def _bound_answered(self) -> None:
         bounds = self.settings.answered
@@ -603,7 +653,7 @@ class Dispatcher:
         """Send the request to the bridge; what the pool wants done if it was not the bridge that it concerns."""
         if work.claim is not None and work.claim.closes and not _knows_sessions(bridge):
             return self._close_session(bridge.slot, work)
-        body = work.delivery.body
+        body = work.payload or work.delivery.body
         self._write(bridge, body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
         return []
 
@@ -770,6 +820,7 @@ class Dispatcher:
             attempt=work.attempt + 1,
             identity=work.identity,
             joined=work.joined,
+            payload=work.payload,
         )
         if work.identity is not None:
             self._known[work.identity] = again

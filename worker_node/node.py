@@ -34,7 +34,9 @@ from bridge_protocol.topology import (
 )
 from broker.contract import Broker, Channel, Consumer, Message
 from broker.link import Link
+from broker.store import Store
 from worker_node.bridge_process import BridgeProcess
+from worker_node.claims import sweep
 from worker_node.control import Control
 from worker_node.dispatcher import Dispatcher
 from worker_node.intake import Intake
@@ -64,13 +66,20 @@ class Node:
     """One node. `start`, then `drain` (finish what runs) or `stop` (hand it back); both may be called twice.
 
     Publishing has a connection of its own: an alarm at the broker, or a reply it refuses, must not cost the
-    connection that holds the requests in flight.
+    connection that holds the requests in flight. `store`: where large payloads wait, if any: see `broker.store`.
     """
 
     def __init__(
-        self, settings: NodeSettings, broker: Broker, *, spawn: Callable[..., BridgeProcess] = BridgeProcess
+        self,
+        settings: NodeSettings,
+        broker: Broker,
+        *,
+        store: Store | None = None,
+        spawn: Callable[..., BridgeProcess] = BridgeProcess,
     ) -> None:
         self.settings = settings
+        self._store = store
+        self._sweeping: asyncio.Task[None] | None = None
         self._spawn = spawn
         self.name = settings.name
         self._publishing = Link(broker, f"{self.name} replies", set_up=self._set_up_publishing)
@@ -139,6 +148,8 @@ class Node:
                 stall_timeout=self.settings.stall_timeout,
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
+                store=self._store,
+                claim_threshold=self.settings.claim_threshold,
                 spawn=self._spawn,
             )
             intake = Intake(
@@ -179,6 +190,8 @@ class Node:
         self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
         self._requesters.start()
         self._lookout.start()
+        if self._store is not None:
+            self._sweeping = asyncio.get_running_loop().create_task(sweep(self._store, self.settings.claim_age))
         logger.info("%s: serving %s", self.name, ", ".join(repr(dispatcher) for dispatcher, _ in self._services))
 
     def request_stop(self) -> None:
@@ -242,6 +255,9 @@ class Node:
 
     async def stop(self) -> None:
         """Stop at once: kill every bridge, hand back what ran on it. Also completes a `drain` that was cancelled."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.wait([self._sweeping])
         await self._take_no_more()
         await self._unsubscribed(HASTY_UNSUBSCRIBE_TIMEOUT)
         for dispatcher in self.services:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
 
+from bridge_protocol.claim_check import DEFAULT_THRESHOLD
 from bridge_protocol.errors import Code
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING
 from bridge_protocol.topology import MAX_RUN_TIMEOUT, service_name_problem
@@ -272,6 +273,12 @@ class NodeSettings(Settings):
     )
     watch_interval: Seconds = Field(
         10.0, description="seconds between two looks at the request queues, for a consumer the broker has forgotten"
+    )
+    claim_threshold: int = Field(
+        DEFAULT_THRESHOLD, ge=1024, le=2**40, description="bytes above which a reply goes to the store, if one is set"
+    )
+    claim_age: Annotated[float, Field(ge=60, le=315_360_000, allow_inf_nan=False)] = Field(
+        604_800.0, description="seconds after its last use until what is in the store is swept"
     )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from bridge_protocol import messages, topology
 from bridge_protocol.dead_letter import dead_letter
 from bridge_protocol.envelope import (
     CANCEL_ON_DISCONNECT,
+    CLAIMS,
     DEADLINE,
     DIRECT_REPLY_TO,
     RESULT,
@@ -28,6 +29,8 @@ from bridge_protocol.envelope import (
 from bridge_protocol.errors import Code, CodedError
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
+from broker.store import Store
+from worker_node.claims import result_checked_in
 from worker_node.core.admission import reply_address
 from worker_node.core.fate import Ended, Fault, HandBack, Retry, RetryPolicy, decide
 from worker_node.stderr import printable
@@ -101,7 +104,10 @@ class Case:
 
 
 class Settlement:
-    """Ends the deliveries of one service. `wall` is the time of day in seconds since 1970, `jitter` in 0 … 1."""
+    """Ends the deliveries of one service. `wall` is the time of day in seconds since 1970, `jitter` in 0 … 1.
+
+    `store`: where results of more than `claim_threshold` bytes go, whose requesters can fetch them from there.
+    """
 
     def __init__(
         self,
@@ -114,6 +120,8 @@ class Settlement:
         stall_timeout: float,
         wall: Callable[[], float],
         jitter: Callable[[], float],
+        store: Store | None = None,
+        claim_threshold: int = 0,
     ) -> None:
         self.counts = Counts()
         self.stalled = False  # what `check_stall` found last
@@ -125,6 +133,9 @@ class Settlement:
         self._stall_timeout = stall_timeout
         self._wall = wall
         self._jitter = jitter
+        self._store = store
+        self._claim_threshold = claim_threshold
+        self._tasks: set[asyncio.Task[None]] = set()  # of results on their way to the store
         self._loop = asyncio.get_running_loop()
         self._pending: dict[Case, None] = {}  # came to their end, and are not acknowledged yet
         self._answered = self._loop.time()  # when the broker last answered one of their publishes, or none was pending
@@ -172,12 +183,12 @@ class Settlement:
     def succeed(self, case: Case, payload: bytes | bytearray) -> None:
         """The bridge answered; its bytes go back as they are."""
         self.counts.succeeded += 1
-        self._settle(case, self._reply(case, payload, None))
+        self._answer(case, payload)
 
     def repeat(self, case: Case, payload: bytes | bytearray) -> None:
         """It came again, and was answered with `payload` before."""
         self.counts.repeated += 1
-        self._settle(case, self._reply(case, payload, None))
+        self._answer(case, payload)
 
     def fail(self, case: Case, fault: Fault, payload: bytes | bytearray | None = None) -> None:
         """The request failed. `payload`: the bridge's own words, where it has said any."""
@@ -209,6 +220,28 @@ class Settlement:
                 outgoing = [self._dead_letter(case, fault)] if dead_letter else []
                 self._settle(case, outgoing + self._reply(case, payload or self._failure(case, fault), fault.code))
 
+    def _answer(self, case: Case, payload: bytes | bytearray) -> None:
+        if (
+            self._store is None
+            or len(payload) <= self._claim_threshold
+            or not any(_takes_claims(delivery) for delivery in case.addressees())
+        ):
+            self._settle(case, self._reply(case, payload, None))
+            return
+        self._enter(case)
+        task = self._loop.create_task(self._check_in(self._store, case, payload))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _check_in(self, store: Store, case: Case, payload: bytes | bytearray) -> None:
+        try:
+            claimed = await asyncio.to_thread(result_checked_in, store, payload)
+        except OSError as error:
+            # It fits a message too.
+            logger.warning("%s: a result stays in its message: %r takes nothing: %s", self._service, store, error)
+            claimed = None
+        self._settle(case, self._reply(case, payload, None, claimed))
+
     def hand_back(self, work: Case | Delivery) -> None:
         """It did not run here: another node may have it."""
         self.counts.handed_back += 1
@@ -216,7 +249,10 @@ class Settlement:
 
     # What is published.
 
-    def _reply(self, case: Case, payload: bytes | bytearray, code: Code | None) -> list[Message]:
+    def _reply(
+        self, case: Case, payload: bytes | bytearray, code: Code | None, claimed: bytes | None = None
+    ) -> list[Message]:
+        """Replies to all who await one. `claimed`: the payload as a claim check, for those who take one."""
         replies: list[Message] = []
         for delivery in case.addressees():
             properties = delivery.properties
@@ -231,8 +267,10 @@ class Settlement:
                 redelivered=delivery.redelivered,
                 epoch=case.epoch,
                 fresh=case.fresh,
+                claim=(claim := claimed is not None and _takes_claims(delivery)),
             )
-            replies.append(Message(exchange="", routing_key=address, body=payload, properties=envelope))
+            body = claimed if claim and claimed is not None else payload
+            replies.append(Message(exchange="", routing_key=address, body=body, properties=envelope))
         return replies
 
     def _failure(self, case: Case, fault: Fault) -> bytes:
@@ -256,6 +294,7 @@ class Settlement:
             traceparent=read_traceparent(old.headers),
             history=History(first_failed=history.first_failed or now, replays=history.replays),
             cancel_on_disconnect=old.headers.get(CANCEL_ON_DISCONNECT) is True,
+            claims=old.headers.get(CLAIMS) is True,
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 
@@ -293,10 +332,13 @@ class Settlement:
 
     def _settle(self, case: Case, outgoing: list[Message]) -> None:
         self.counts.redelivered += case.delivery.redelivered + sum(each.redelivered for each in case.joined)
+        self._enter(case)
+        self._publish(case, outgoing, case.ack)
+
+    def _enter(self, case: Case) -> None:
         if not self._pending:
             self._answered = self._loop.time()
         self._pending[case] = None
-        self._publish(case, outgoing, case.ack)
 
     def _publish(self, case: Case, outgoing: list[Message], let_go: Callable[[], None]) -> None:
         if not outgoing:
@@ -355,6 +397,11 @@ class Settlement:
             following = following or self._reply(case, self._failure(case, fault), fault.code)
         logger.warning("%s: %s: %s", self._service, _name(case.delivery), fault.message)
         self._publish(case, following, let_go)
+
+
+def _takes_claims(delivery: Delivery) -> bool:
+    """Whether its requester can fetch a result from the store."""
+    return delivery.properties.headers.get(CLAIMS) is True
 
 
 def _name(delivery: Delivery) -> str:

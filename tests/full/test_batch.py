@@ -1,4 +1,4 @@
-"""`quaybridge batch` on RabbitMQ as a person has it: interrupted in every way, gone on with, and the same in the end."""
+"""`quaybridge batch` on RabbitMQ as a person has it: interrupted in every way, and the same in the end."""
 
 from __future__ import annotations
 

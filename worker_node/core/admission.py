@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridge_protocol import codec, messages
+from bridge_protocol.claim_check import ClaimCheck, read_claim
 from bridge_protocol.envelope import (
     ATTEMPT,
     CONTENT_TYPE,
@@ -43,6 +44,7 @@ class Admitted:
     """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be.
 
     `timestamp` is when its producer says it made it, empty if it does not. `session`: what it says of its own.
+    `claim`: where its arguments are; what comes of them is to be judged once more.
     """
 
     request_id: int
@@ -51,6 +53,7 @@ class Admitted:
     attempt: int
     timestamp: str
     session: SessionClaim | None = None
+    claim: ClaimCheck | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +85,7 @@ def admit(
     try:
         decoded = codec.decode(body)
         request = messages.read_request(decoded)
+        claim = read_claim(decoded, "args")
     except FrameError as error:
         return _refused(str(error))
     problem = _body_problem(decoded, request) or _envelope_problem(request, properties)
@@ -96,6 +100,7 @@ def admit(
         attempt=attempt_of(headers, max_attempts),
         timestamp=request.timestamp,
         session=None if partition is None else _read_session(headers),
+        claim=claim,
     )
 
 
