@@ -104,6 +104,7 @@ def request_properties(
     cancel_on_disconnect: bool = False,
     session: SessionClaim | None = None,
     claims: bool = False,
+    priority: int | None = None,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
 
@@ -136,6 +137,7 @@ def request_properties(
         correlation_id=correlation_id or message_id,
         reply_to=reply_to,
         type=command,
+        priority=priority,
         headers=headers,
     )
 

@@ -22,6 +22,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack, overload
@@ -43,7 +44,7 @@ from bridge_protocol.errors import (
     RequestFailed,
     UnknownService,
 )
-from bridge_protocol.topology import CONTROL, durable_reply_queue
+from bridge_protocol.topology import CONTROL, durable_reply_queue, request_queue
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
@@ -125,6 +126,8 @@ class AsyncProducer:
         self._link = Link(self.broker, name, set_up=self._set_up, on_lost=self._on_lost, readdress=self._readdress)
         self._reply_to = DIRECT_REPLY_TO
         self._exchange_seen = False  # by this channel: a publish that finds none was taken by nobody
+        self._served: set[str] = set()  # services whose queue was looked for, and found
+        self._scheduled: dict[str, PreparedRequest] = {}  # that are due later, and not confirmed yet
         self._waiting: dict[str, _Call] = {}
 
     def __repr__(self) -> str:
@@ -178,6 +181,7 @@ class AsyncProducer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        priority: int | None = None,
     ) -> Reply:
         """Send a request and await its reply, for at most `timeout` seconds in all.
 
@@ -188,9 +192,17 @@ class AsyncProducer:
         its reply came, it is published again, as it is and with the same message id, within its timeout.
         `cancel_on_disconnect`: it is cancelled, within seconds, when this producer's connection is gone, so that
         nobody works for it. Not with a `reply_queue`, which outlives the producer.
+        `priority`: 0 … 9. From RabbitMQ 4.0 on what waits with 5 or more passes what has less, or none; from 4.3 on,
+        where the broker has more levels than that, each passes those below it.
         """
         request = self.prepare(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            priority=priority,
         )
         handle = self.send_at_once(request, timeout) or await self.send(request, timeout)
         return await handle.future
@@ -204,14 +216,29 @@ class AsyncProducer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> Handle:
         """Send a request; returns a handle, awaitable for its reply, as soon as there is room to publish it.
+
+        `delay` (seconds) or `at` (a datetime with a time zone, or seconds since 1970): the broker holds it until then,
+        to within a second, for at most 36 h; `timeout` counts from there. Its reply comes to this producer, if it is
+        still connected by then, or to its `reply_queue`.
 
         Raises BadRequest and TooLarge, and Blocked or BrokerUnavailable if there is no room within `timeout`.
         Whatever happens after that is raised by the handle. For the options see `call`.
         """
         request = self.prepare(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            priority=priority,
+            delay=delay,
+            at=at,
         )
         return self.send_at_once(request, timeout) or await self.send(request, timeout)
 
@@ -246,12 +273,16 @@ class AsyncProducer:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> str:
         """Send a request whose reply nobody awaits; returns its message id once the broker has confirmed it.
 
         `timeout` bounds the publishing alone: the request itself has no deadline. Its reply is for `collect` where
         there is a `reply_queue`; otherwise it has none, and if it fails it is kept as a dead letter. `idempotent`:
-        if the connection is lost before it is confirmed it is published again, within the timeout.
+        if the connection is lost before it is confirmed it is published again, within the timeout. `priority`, `delay`
+        and `at` as for `call` and `submit`.
 
         Raises UnknownService, Refused, Blocked, BrokerUnavailable (nothing was sent) or OutcomeUnknown (it may have
         been), BadRequest and TooLarge.
@@ -265,10 +296,13 @@ class AsyncProducer:
             timeout=None,
             idempotent=idempotent,
             claim_threshold=self._claim_threshold,
+            priority=priority,
+            delay=delay,
+            at=at,
         )
-        request = await self._checked_in(request)
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
+        request = await self._made_ready(request, timeout)
         for republished in range(self._max_republishes + 1):
             try:
                 left = await self._enter(request, end - loop.time())
@@ -322,13 +356,14 @@ class AsyncProducer:
         in_flight_bytes: int = MOST_IN_FLIGHT_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
+        priority: int | None = None,
         ordered: bool = True,
     ) -> AsyncGenerator[Reply | CodedError, None]:
         """One request for each of `args`; their replies in the order of `args`, or (`ordered=False`) as they come.
 
         At most `in_flight` requests, of `in_flight_bytes` together, are under way at once or wait to be given out. As
-        they come, each says by its `position` which of `args` it answers. `timeout` and `idempotent` are each
-        request's own: see `call`.
+        they come, each says by its `position` which of `args` it answers. `timeout`, `idempotent` and
+        `priority` are each request's own: see `call`.
 
         `on_error`: by default the first failure is raised in its turn; what is in flight then, or when the iteration is
         closed, ends by itself, unheard. With "return" failures are given, not raised, in the place of replies, and the
@@ -347,7 +382,9 @@ class AsyncProducer:
                             if (item := next(items, None)) is None:
                                 break
                             place = item[0]
-                            held = self.prepare(service, command, item[1], timeout=timeout, idempotent=idempotent)
+                            held = self.prepare(
+                                service, command, item[1], timeout=timeout, idempotent=idempotent, priority=priority
+                            )
                         size = held.size
                         if not flight.fits(size):
                             break
@@ -435,8 +472,11 @@ class AsyncProducer:
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
         session: str | None = None,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> PreparedRequest:
-        """A request that awaits a reply, its deadline `timeout` seconds from now. Safe in any thread.
+        """A request that awaits a reply, its deadline `timeout` seconds from when it is due. Safe in any thread.
 
         Raises BadRequest and TooLarge.
         """
@@ -453,23 +493,28 @@ class AsyncProducer:
             cancel_on_disconnect=cancel_on_disconnect,
             session=session,
             claim_threshold=self._claim_threshold,
+            priority=priority,
+            delay=delay,
+            at=at,
         )
 
     def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
         """Send a request if there is nothing to wait for, such as room to publish it; its handle, or None."""
-        if request.cargo is not None:
+        if request.cargo is not None or (request.due is not None and request.service not in self._served):
             return None
         return self._send(request, timeout) if self._window.try_enter(len(request.body)) else None
 
     async def send(self, request: PreparedRequest, timeout: float) -> Handle:
         """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
-        request = await self._checked_in(request)
+        request = await self._made_ready(request, timeout)
         return self._send(request, await self._enter(request, timeout))
 
     # One request.
 
-    async def _checked_in(self, request: PreparedRequest) -> PreparedRequest:
-        """The request, with its cargo in the store."""
+    async def _made_ready(self, request: PreparedRequest, timeout: float) -> PreparedRequest:
+        """The request, with its cargo in the store; its service is there if it is to wait for its time."""
+        if request.due is not None and request.service not in self._served:
+            await self._look_for(request, timeout)
         if request.cargo is None:
             return request
         assert self._store is not None
@@ -479,6 +524,27 @@ class AsyncProducer:
             text = f"not sent: {self._store!r} takes nothing: {error.strerror or error}"
             raise Refused(text, message_id=request.message_id) from error
         return request.checked_in(claim)
+
+    async def _look_for(self, request: PreparedRequest, timeout: float) -> None:
+        """Raise UnknownService if it has no queue. A delay queue would take the request, and keep it for ever then.
+
+        On a channel of its own: RabbitMQ closes the one on which it is asked for a queue that it does not have.
+        """
+        message_id = request.message_id
+        try:
+            async with asyncio.timeout(timeout):
+                channel = await self.broker.open(f"{self._link.name}: looks for a service", on_closed=lambda _: None)
+                try:
+                    await channel.queue_length(request_queue(request.service))
+                finally:
+                    await channel.close()
+        except (BrokerError, TimeoutError) as error:
+            if isinstance(error, ChannelClosed) and error.code == _NOT_FOUND:
+                text = f"no queue for service {request.service!r}: start a worker that serves it first"
+                raise UnknownService(text, message_id=message_id) from None
+            text = f"not sent: {self.broker.address} does not say whether there is such a service: {error}"
+            raise BrokerUnavailable(text, message_id=message_id) from error
+        self._served.add(request.service)
 
     async def _enter(self, request: PreparedRequest, timeout: float) -> float:
         """Enter the window; how much of `timeout` is left then."""
@@ -504,17 +570,21 @@ class AsyncProducer:
     def _publish(self, request: PreparedRequest, reply_to: str | None, timeout: float) -> asyncio.Future[None]:
         """Publish, having entered the window. Leave it when the future ends; it has been left if this raises."""
         try:
-            return self._link.publish(request.message(reply_to), timeout=timeout)
+            sent = self._link.publish(request.message(reply_to, self._wall()), timeout=timeout)
         except QuaybridgeError:
             self._window.leave(len(request.body))
             raise
+        if request.due is not None:
+            self._scheduled[request.message_id] = request
+            sent.add_done_callback(lambda _: self._scheduled.pop(request.message_id, None))
+        return sent
 
     def _send(self, request: PreparedRequest, timeout: float) -> Handle:
         """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
         loop = asyncio.get_running_loop()
         message_id = request.message_id
         sent = self._publish(request, self._address(awaited=True), timeout)
-        call = _Call(request, loop.create_future(), loop.time() + timeout)
+        call = _Call(request, loop.create_future(), loop.time() + request.wait(self._wall()) + timeout)
         call.timer = loop.call_at(call.end, self._late, call)
         self._waiting[message_id] = call
         call.future.add_done_callback(lambda _: self._forget(call))
@@ -653,7 +723,12 @@ class AsyncProducer:
         await channel.consume(self._reply_to, self._on_reply, on_cancelled=self._on_cancelled, no_ack=True)
 
     def _readdress(self, message: Message) -> Message:
-        """`message` with the present address for replies: it was made when there was another, or none."""
+        """`message` with the present address for replies, and what is left of its delay: it was made some time ago."""
+        scheduled = self._scheduled.get(message.properties.message_id or "")
+        if scheduled is not None:
+            reply_to = message.properties.reply_to
+            direct = reply_to is not None and self._mailbox is None
+            return scheduled.message(self._reply_to if direct else reply_to, self._wall())
         if self._mailbox is not None or message.properties.reply_to in (None, self._reply_to):
             return message
         return replace(message, properties=replace(message.properties, reply_to=self._reply_to))

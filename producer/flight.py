@@ -23,6 +23,7 @@ class MapOptions(TypedDict, total=False):
     in_flight_bytes: int
     timeout: float
     idempotent: bool
+    priority: int | None
     ordered: bool
 
 

@@ -22,6 +22,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from datetime import datetime
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -241,10 +242,17 @@ class Producer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        priority: int | None = None,
     ) -> Reply:
         """Send a request and wait for its reply: see AsyncProducer.call."""
         outcome = self.submit(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            priority=priority,
         )
         try:
             return outcome.result()
@@ -261,15 +269,26 @@ class Producer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> Outcome:
         """Send a request; its outcome is a future, for its Reply or for the exception that stands for its failure.
 
         Waits while too much waits for room to be published. Raises BadRequest and TooLarge, and BrokerUnavailable
         if the producer is not started or closed; whatever happens after that is raised by the outcome. For the
-        options see AsyncProducer.call.
+        options see AsyncProducer.call and submit.
         """
         request = self._producer.prepare(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            priority=priority,
+            delay=delay,
+            at=at,
         )
         return self._hand_over(request, timeout)
 
@@ -320,9 +339,23 @@ class Producer:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
+        priority: int | None = None,
+        delay: float | None = None,
+        at: datetime | float | None = None,
     ) -> str:
         """Send a request whose reply nobody awaits; its message id, once confirmed: see AsyncProducer.publish."""
-        return self._run(self._producer.publish(service, command, args, timeout=timeout, idempotent=idempotent))
+        return self._run(
+            self._producer.publish(
+                service,
+                command,
+                args,
+                timeout=timeout,
+                idempotent=idempotent,
+                priority=priority,
+                delay=delay,
+                at=at,
+            )
+        )
 
     def collect(self, *, idle_timeout: float | None = None) -> Generator[Reply | RequestFailed, None, None]:
         """The replies in the `reply_queue` that no call of this producer awaits: see AsyncProducer.collect."""
@@ -374,12 +407,15 @@ class Producer:
         in_flight_bytes: int = MOST_IN_FLIGHT_BYTES,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
+        priority: int | None = None,
         ordered: bool = True,
     ) -> Generator[Reply | CodedError, None, None]:
         """One request for each of `args`, a bounded number at once, and their replies: see AsyncProducer.map."""
 
         def prepared(item: Mapping[str, Any]) -> PreparedRequest:
-            return self._producer.prepare(service, command, item, timeout=timeout, idempotent=idempotent)
+            return self._producer.prepare(
+                service, command, item, timeout=timeout, idempotent=idempotent, priority=priority
+            )
 
         def send(request: PreparedRequest) -> Outcome:
             return self._hand_over(request, timeout)

@@ -31,6 +31,7 @@ from producer.window import Window
 
 BLOCK = 256 * 1024  # bytes read, and bytes gathered before they are written
 PIECE = 4096  # bytes a pipe that is writable takes at once (PIPE_BUF)
+TURN = 16  # lines that are written before more are sent
 LONGEST_QUOTE = 200  # characters of a broken line, in the failures
 
 
@@ -213,6 +214,8 @@ class Batch:
                 await self._settle(place)
                 self._places.popleft()
                 self._window.leave(place.size)
+                if place.line.number % TURN == 0:
+                    await asyncio.sleep(0)  # many may have ended at once, and bridges wait for what is fed next
             feeding.result()
             await self._write()
         finally:

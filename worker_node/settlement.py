@@ -295,6 +295,7 @@ class Settlement:
             history=History(first_failed=history.first_failed or now, replays=history.replays),
             cancel_on_disconnect=old.headers.get(CANCEL_ON_DISCONNECT) is True,
             claims=old.headers.get(CLAIMS) is True,
+            priority=old.priority,
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 
