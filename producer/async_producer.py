@@ -192,8 +192,8 @@ class AsyncProducer:
         its reply came, it is published again, as it is and with the same message id, within its timeout.
         `cancel_on_disconnect`: it is cancelled, within seconds, when this producer's connection is gone, so that
         nobody works for it. Not with a `reply_queue`, which outlives the producer.
-        `priority`: 0 … 9. From RabbitMQ 4.0 on what waits with 5 or more passes what has less, or none; from 4.3 on,
-        where the broker has more levels than that, each passes those below it.
+        `priority`: 0 … 9. From RabbitMQ 4.0 on what waits with 5 or more passes most of what has less, or none; from
+        4.3 on each passes all that has less, and none counts as 4.
         """
         request = self.prepare(
             service,
