@@ -11,6 +11,7 @@ from quaybridge.settings import (
     BROKER,
     FILE_LIMIT,
     NODE_NAME,
+    STORE,
     Configuration,
     SettingsError,
     given,
@@ -377,3 +378,12 @@ def test_files_that_cannot_be_read(directory: Path) -> None:
 def test_a_file_without_an_end_is_not_read_to_it() -> None:
     with pytest.raises(SettingsError, match="more than 1024 KiB is no configuration"):
         read_configuration(Path("/dev/zero"), environ={})
+
+
+def test_a_store_is_a_directory_that_is_there(tmp_path: Path) -> None:
+    assert read_configuration(environ={}).store() is None
+    found = read_configuration(environ={"QUAYBRIDGE_STORE": str(tmp_path)}).store()
+    assert repr(found) == f"<DirectoryStore {tmp_path}>"
+    missing = read_configuration(environ={}, flags=given({STORE: ("--store", str(tmp_path / "missing"))}))
+    with pytest.raises(SettingsError, match=r"--store: store: '.*/missing' is no directory: make it"):
+        missing.store()

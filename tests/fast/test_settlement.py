@@ -559,3 +559,11 @@ async def test_nothing_a_bridge_or_a_requester_wrote_can_forge_a_log_line(
         assert "by its id" not in line
         assert len(line) < 1000
     await bench.settled()
+
+
+async def test_a_retry_keeps_its_priority_and_what_its_requester_takes(bench: Bench) -> None:
+    delivery = await bench.request(priority=7, claims=True)
+    bench.settlement.fail(case(delivery, remaining=60), CRASHED)
+    await bench.settled()
+    (retry,) = bench.broker.messages("quaybridge.delay.0")
+    assert (retry.properties.priority, retry.properties.headers["claims"]) == (7, True)
