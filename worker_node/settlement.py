@@ -401,8 +401,8 @@ class Settlement:
 
 
 def _takes_claims(delivery: Delivery) -> bool:
-    """Whether its requester can fetch a result from the store."""
-    return delivery.properties.headers.get(CLAIMS) is True
+    """Whether it has a requester who can fetch a result from the store."""
+    return delivery.properties.headers.get(CLAIMS) is True and reply_address(delivery.properties) is not None
 
 
 def _name(delivery: Delivery) -> str:

@@ -22,7 +22,7 @@ from broker.contract import Delivery
 from producer.producer import Producer
 from producer.reply import Reply
 
-CALLS = 100 if SOAK else 30
+CALLS = 100 if SOAK else 15
 
 
 def act(responder: Responder, delivery: Delivery, request: Request) -> None:
