@@ -80,7 +80,7 @@ class PreparedRequest(NamedTuple):
             claims=self.claims,
             priority=self.priority,
         )
-        if (seconds := round(self.wait(now))) > 0:
+        if self.due is not None and (seconds := round(self.wait(now))) > 0:
             exchange, key = delay_route(self.service, min(seconds, MAX_DELAY))
             return Message(exchange=exchange, routing_key=key, body=self.body, properties=properties)
         key = self.service

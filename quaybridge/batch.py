@@ -243,60 +243,43 @@ class Batch:
             raise BatchError(f"line {before} was answered before, and the input has {number}: is it another one?")
 
     async def _begin(self, line: Line) -> _Place:
-        """Send it, when there is room."""
-        size = 0
-        broken = True
-        error: CodedError
-        try:
-            args = _arguments(line)
-            broken = False
-            request = self._producer.prepare(
-                self._service, self._command, args, timeout=self._timeout, idempotent=self._idempotent
-            )
-        except CodedError as problem:
-            error = problem
-            size = 0 if broken else len(line.text or b"")
-            await self._enter(size)
-            return _Place(_quoted(line) if broken else line, error, broken, size)
-        size = request.size + len(line.text or b"")
-        await self._enter(size)
-        # Its time begins when there is room for it: it may have waited here for long.
-        try:
-            handle = self._producer.send_at_once(request, self._timeout) or await self._producer.send(
-                request, self._timeout
-            )
-        except CodedError as problem:
-            return _Place(line, problem, False, size)
-        return _Place(line, handle.future, False, size)
-
-    async def _enter(self, size: int) -> None:
+        """Send it, when there is room: its time begins then."""
+        size = 2 * len(line.text or b"")  # itself, and the request made of it
         if not self._window.try_enter(size):
             await self._window.enter(size)
+        try:
+            args = _arguments(line)
+        except CodedError as error:
+            return _Place(_quoted(line), error, True, size)
+        timeout = self._timeout
+        try:
+            request = self._producer.prepare(
+                self._service, self._command, args, timeout=timeout, idempotent=self._idempotent
+            )
+            handle = self._producer.send_at_once(request, timeout) or await self._producer.send(request, timeout)
+        except CodedError as error:
+            return _Place(line, error, False, size)
+        return _Place(line, handle.future, False, size)
 
     async def _settle(self, place: _Place) -> None:
         """Write how it ended, after all that ended before it."""
         tally, number = self.tally, place.line.number
         try:
-            reply = place.end.result() if isinstance(place.end, asyncio.Future) else None
-            error = place.end if isinstance(place.end, CodedError) else None
+            if isinstance(place.end, CodedError):
+                raise place.end
+            reply = place.end.result()
         except PublishFailed:
             await self._write()
-            raise  # nothing is said of this one: it is the first to be sent another time
-        except CodedError as problem:
-            reply, error = None, problem
-        if isinstance(error, PublishFailed):
-            await self._write()
-            raise error
-        if reply is not None:
-            await self._failures.write()
-            full = self._replies.add({"line": number, "result": reply.result})
-            tally.succeeded += 1
-        else:
-            assert error is not None
+            raise  # nothing is said of this line: it is the first to be sent another time
+        except CodedError as error:
             await self._replies.write()
             full = self._failures.add(_failure(place, error))
             tally.broken += place.broken
             tally.failed += not place.broken
+        else:
+            await self._failures.write()
+            full = self._replies.add({"line": number, "result": reply.result})
+            tally.succeeded += 1
         tally.answered, tally.end = number, place.line.end
         if full:
             await self._write()

@@ -26,5 +26,18 @@ def give(size: int) -> str:
     return "é" * size
 
 
+@bridge.command
+def keep(text: str) -> int:
+    """In its session."""
+    bridge.session.state["text"] = text
+    return len(text)
+
+
+@bridge.command
+def kept() -> str:
+    """What its session keeps."""
+    return str(bridge.session.state["text"])
+
+
 if __name__ == "__main__":
     bridge.serve()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -219,6 +220,37 @@ async def test_a_cancel_reaches_what_is_on_its_way_from_the_store(place: Place) 
         await handle.cancel(timeout=PATIENCE)
         assert handle.done()
     assert node.services[0].held == 0
+
+
+async def test_a_session_has_large_payloads_too(place: Place) -> None:
+    await place.serve(sessions={"enabled": True})
+    async with place.producer() as producer, producer.session("s1", service="work") as session:
+        assert (await session.call("keep", {"text": TEXT})).result == 20_000
+        assert (await session.call("kept")).result == TEXT
+        await until(lambda: not place.kept())
+
+
+async def test_a_stop_hands_back_what_is_on_its_way_from_the_store(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = threading.Event(), threading.Event()
+    get = DirectoryStore.get
+
+    def slow(self: DirectoryStore, reference: str, size: int) -> bytes | None:
+        reading.set()
+        go_on.wait(PATIENCE)
+        return get(self, reference, size)
+
+    monkeypatch.setattr(DirectoryStore, "get", slow)
+    node = await place.serve()
+    async with place.producer() as producer:
+        handle = await producer.submit("work", "measure", {"text": TEXT})
+        await until(reading.is_set)
+        assert node.services[0].held == 1
+        await node.stop()
+        go_on.set()
+        await place.serve()
+        assert (await handle).result["length"] == 20_000
 
 
 # The directory.
