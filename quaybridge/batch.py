@@ -4,15 +4,15 @@
                                  └─▶ failures    {"line": 4, "code": "application_error", "error": "…", "args": {…}}
 
 Every line that is not blank ends in one of the two files, and those before it did so earlier. So whatever ends a batch
-half-way, the last whole lines of both tell how far it came: `answered_before` reads that, and cuts what was torn. What
-was in flight then is sent again by whoever goes on: those requests may run twice.
+half-way, it can be gone on with from the first line that is in neither: `Earlier` finds it, and cuts what was torn.
+What was in flight then is sent again by whoever goes on: those requests may run twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import AsyncIterator
@@ -32,6 +32,7 @@ from producer.window import Window
 BLOCK = 256 * 1024  # bytes read, and bytes gathered before they are written
 PIECE = 4096  # bytes a pipe that is writable takes at once (PIPE_BUF)
 TURN = 16  # lines that are written before more are sent
+_RECORD = re.compile(rb'\{"line":(\d{1,18}),"')
 LONGEST_QUOTE = 200  # characters of a broken line, in the failures
 
 
@@ -112,6 +113,11 @@ class Records:
         self._waits = descriptor is not None and _waits(descriptor)
         self._gathered = bytearray()
 
+    @property
+    def gathered(self) -> bool:
+        """Whether there is something to be written."""
+        return bool(self._gathered)
+
     def add(self, record: dict[str, Any]) -> bool:
         """Gather one; whether it is time to write."""
         self._gathered += codec.encode(record)
@@ -141,12 +147,16 @@ class Records:
 
 @dataclass(slots=True)
 class Tally:
-    """How far a batch is. `answered`: the number of the last line that is in one of the files."""
+    """How far a batch is. `answered`: the number of the last line that is in one of the files, or blank before one.
+
+    `earlier`: how many of those that are counted are another batch's, which this one goes on with.
+    """
 
     answered: int = 0
     succeeded: int = 0
     failed: int = 0
     broken: int = 0
+    earlier: int = 0
     end: int = 0  # bytes of the input up to there
 
 
@@ -191,13 +201,13 @@ class Batch:
     def __repr__(self) -> str:
         return f"<Batch for {self._service}: {len(self._places)} in flight, line {self.tally.answered} answered>"
 
-    async def run(self, lines: Lines) -> None:
-        """Until every line is answered.
+    async def run(self, lines: Lines, earlier: Earlier | None = None) -> None:
+        """Until every line is answered; those that were `earlier` are not sent again.
 
         Raises PublishFailed where the broker takes no requests: the rest is left for another time. Raises OSError for
-        files that cannot be read or written, and BatchError for an input that ends before what was answered before.
+        files that cannot be read or written, and BatchError for files that do not belong together.
         """
-        feeding = asyncio.ensure_future(self._feed(lines))
+        feeding = asyncio.ensure_future(self._feed(lines, earlier))
         feeding.add_done_callback(lambda _: self._more.set())
         try:
             while self._places or not feeding.done():
@@ -224,23 +234,27 @@ class Batch:
                 await feeding
             with suppress(OSError):
                 await self._write()
+            if earlier is not None:
+                earlier.close()
             for place in self._places:
                 if isinstance(place.end, asyncio.Future) and not place.end.cancel() and not place.end.cancelled():
                     place.end.exception()  # looked at, or asyncio complains that nobody did
 
-    async def _feed(self, lines: Lines) -> None:
-        before = self.tally.answered
-        number = 0
+    async def _feed(self, lines: Lines, earlier: Earlier | None) -> None:
+        skipping = earlier
         async for line in lines:
-            number = line.number
-            if number <= before:
-                self.tally.end = line.end
-            elif line.text is None or line.text.strip():
-                place = await self._begin(line)
-                self._places.append(place)
-                self._more.set()
-        if number < before:
-            raise BatchError(f"line {before} was answered before, and the input has {number}: is it another one?")
+            if line.text is not None and not line.text.strip():
+                continue
+            if skipping is not None:
+                if skipping.take(line.number, self.tally):
+                    self.tally.answered, self.tally.end = line.number, line.end
+                    continue
+                skipping.cut(line.number)
+                skipping = None
+            self._places.append(await self._begin(line))
+            self._more.set()
+        if skipping is not None:
+            skipping.cut(None)
 
     async def _begin(self, line: Line) -> _Place:
         """Send it, when there is room: its time begins then."""
@@ -277,7 +291,8 @@ class Batch:
             tally.broken += place.broken
             tally.failed += not place.broken
         else:
-            await self._failures.write()
+            if self._failures.gathered:
+                await self._failures.write()
             full = self._replies.add({"line": number, "result": reply.result})
             tally.succeeded += 1
         tally.answered, tally.end = number, place.line.end
@@ -322,52 +337,90 @@ def _failure(place: _Place, error: CodedError) -> dict[str, Any]:
 # Going on.
 
 
-def answered_before(replies: int, failures: Path) -> Tally:
-    """What an earlier batch has left in the two files, cut to their last whole lines: go on after `answered`.
+class Earlier:
+    """What an earlier batch left in its two files, held against the input, line by line.
 
-    `replies`: a descriptor of a file, written at its end from now on. Raises BatchError if it cannot be gone on with.
+    `replies`: a descriptor of a file; what is written goes to its end from `cut` on. Raises BatchError for any other.
     """
-    if not stat.S_ISREG(os.fstat(replies).st_mode):
-        raise BatchError("--resume needs the replies in a file: write >> FILE, as this time, and not into a pipe")
-    tally = Tally()
-    appending = fcntl.fcntl(replies, fcntl.F_GETFL) & os.O_APPEND
-    if not appending and not os.fstat(replies).st_size and failures.exists():
-        raise BatchError(
-            "--resume needs the replies as they were, and they are empty: append to them (>> FILE), or remove "
-            f"{failures} to begin anew"
-        )
-    # The descriptor may be open for writing alone, and its name may lead elsewhere by now.
-    with open(f"/proc/self/fd/{replies}", "rb") as reading:
-        end, tally.answered, tally.succeeded = 0, 0, 0
-        for line in reading:
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
+
+    def __init__(self, replies: int, failures: Path) -> None:
+        if not stat.S_ISREG(os.fstat(replies).st_mode):
+            raise BatchError("--resume needs the replies in a file: write >> FILE, as this time, and not into a pipe")
+        self._descriptor = replies
+        self._failures_path = failures
+        # The descriptor may be open for writing alone, and its name may lead elsewhere by now.
+        self._replies = _Left(Path(f"/proc/self/fd/{replies}"), "the replies")
+        self._failures = _Left(failures, str(failures)) if failures.exists() else None
+
+    def take(self, line: int, tally: Tally) -> bool:
+        """Whether this line, the next one that is not blank, was answered; if so, it is counted."""
+        if self._replies.take(line) is not None:
             tally.succeeded += 1
-            last = line
-        if tally.succeeded:
-            tally.answered = _number(last, "the replies")
-    os.ftruncate(replies, end)
-    os.lseek(replies, 0, os.SEEK_END)
-    with suppress(FileNotFoundError), failures.open("r+b") as changing:
-        end = 0
-        for line in changing:
-            if not line.endswith(b"\n"):
-                break
-            end += len(line)
-            number, broken = _number(line, str(failures)), b',"broken":true' in line
+        elif self._failures is not None and (record := self._failures.take(line)) is not None:
+            broken = b',"broken":true' in record
             tally.broken += broken
             tally.failed += not broken
-            tally.answered = max(tally.answered, number)
-        changing.truncate(end)
-    return tally
+        else:
+            return False
+        tally.earlier += 1
+        return True
+
+    def cut(self, line: int | None) -> None:
+        """Cut what is torn, and failures of yet another batch. `line`: the first that has no answer; None: all have.
+
+        Raises BatchError where the files do not belong together, and leaves them as they are then.
+        """
+        beyond = self._replies.next
+        if line is None and (beyond or (self._failures is not None and self._failures.next)):
+            raise BatchError("--resume: more lines were answered before than the input has: is it another one?")
+        if beyond is not None:
+            raise BatchError(
+                f"--resume: line {beyond} is in the replies, and line {line} is in neither file: is the input the one "
+                "it was, and --failures too?"
+            )
+        os.ftruncate(self._descriptor, self._replies.end)
+        os.lseek(self._descriptor, 0, os.SEEK_END)
+        if self._failures is not None:
+            os.truncate(self._failures_path, self._failures.end)
+        self.close()
+
+    def close(self) -> None:
+        """Close what was opened for reading."""
+        self._replies.close()
+        if self._failures is not None:
+            self._failures.close()
 
 
-def _number(line: bytes, where: str) -> int:
-    try:
-        number = codec.decode(line).get("line")
-    except FrameError:
-        number = None
-    if not isinstance(number, int):
-        raise BatchError(f"--resume: {where} hold a line that no batch wrote: {line[:80]!r}: is it the right file?")
-    return number
+class _Left:
+    """A file's records, from the first: `next` is the line that the next one is about, `end` where those taken end."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._name = name
+        self._file = path.open("rb")
+        self.end = 0
+        self._look()
+
+    def take(self, line: int) -> bytes | None:
+        """The next record, if it is about that line."""
+        if self.next != line:
+            return None
+        record = self._record
+        self.end += len(record)
+        self._look()
+        return record
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _look(self) -> None:
+        self._record = self._file.readline()
+        self.next: int | None = None
+        if self._record.endswith(b"\n"):  # or it is torn
+            found = _RECORD.match(self._record)
+            if found is None:
+                self.close()
+                quoted = repr(self._record[:80])
+                raise BatchError(
+                    f"--resume: {self._name} hold a line that no batch wrote: {quoted}: is it the right file?"
+                )
+            self.next = int(found[1])

@@ -21,7 +21,7 @@ from quaybridge.logs import LogLevel, log_to_stderr
 if TYPE_CHECKING:
     from broker.contract import Broker
     from broker.store import Store
-    from quaybridge.batch import Batch, Lines, Tally
+    from quaybridge.batch import Batch, Earlier, Lines, Tally
 
 SHOWN_EVERY = 0.2  # seconds
 
@@ -60,17 +60,15 @@ def batch(
     stopped, and what it writes in the end is what one run would have written.
     """
     with explained(verbose=verbose):
-        from quaybridge.batch import BatchError, Tally, answered_before
+        from quaybridge.batch import BatchError, Earlier
 
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         places = options.read_places(broker, store, config)
         replies = sys.stdout.fileno()
         failures = failures or _beside(replies)
         try:
-            if resume:
-                tally = answered_before(replies, failures)
-            else:
-                tally = Tally()
+            earlier = Earlier(replies, failures) if resume else None
+            if not resume:
                 failures.unlink(missing_ok=True)
         except BatchError as error:
             _end(ExitStatus.USAGE, str(error))
@@ -81,7 +79,7 @@ def batch(
             service,
             command,
             failures=failures,
-            tally=tally,
+            earlier=earlier,
             in_flight=in_flight,
             timeout=timeout,
             idempotent=idempotent,
@@ -96,15 +94,16 @@ async def _batch(
     command: str,
     *,
     failures: Path,
-    tally: Tally,
+    earlier: Earlier | None,
     in_flight: int,
     timeout: float,
     idempotent: bool,
 ) -> ExitStatus:
     from bridge_protocol.errors import CodedError
     from producer.async_producer import AsyncProducer
-    from quaybridge.batch import Batch, BatchError, Lines, Records
+    from quaybridge.batch import Batch, BatchError, Lines, Records, Tally
 
+    tally = Tally()
     lines = Lines(sys.stdin.fileno())
     task = asyncio.current_task()
     assert task is not None
@@ -126,7 +125,7 @@ async def _batch(
                 idempotent=idempotent,
             )
             with _shown(work, lines):
-                await work.run(lines)
+                await work.run(lines, earlier)
     except asyncio.CancelledError:
         _say(f"interrupted after line {tally.answered}: --resume, and >> for the replies, goes on from there")
         return ExitStatus.INTERRUPTED
@@ -194,13 +193,12 @@ def _shown(work: Batch, lines: Lines) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     began = loop.time()
     tally = work.tally
-    before = tally.succeeded + tally.failed + tally.broken
     bar = progress.add_task("batch", total=lines.size, counts="")
 
     async def show() -> None:
         while True:
             done = tally.succeeded + tally.failed + tally.broken
-            rate = (done - before) / max(loop.time() - began, 0.001)
+            rate = (done - tally.earlier) / max(loop.time() - began, 0.001)
             wrong = tally.failed + tally.broken
             counts = f"{done:,} lines, {rate:,.0f}/s" + (f", {wrong:,} failed" if wrong else "")
             progress.update(bar, completed=tally.end, counts=counts)

@@ -106,7 +106,9 @@ async def test_interrupted_and_gone_on_with_it_is_the_same(rabbitmq_url: str, di
         ]
 
         status, shown = await session.run(
-            "< requests.jsonl > replies.jsonl", interrupt=signal.SIGKILL, when=lambda: session.answered > LINES // 6
+            "--in-flight 20 < requests.jsonl > replies.jsonl",
+            interrupt=signal.SIGKILL,
+            when=lambda: LINES // 6 < session.answered < succeeded,
         )
         assert status == -signal.SIGKILL
         with session.replies.open("ab") as torn:

@@ -22,7 +22,7 @@ from bridge_protocol.messages import Request
 from broker.contract import Delivery
 from broker.memory import MemoryBroker
 from producer.async_producer import AsyncProducer
-from quaybridge.batch import Batch, BatchError, Line, Lines, Records, Tally, answered_before
+from quaybridge.batch import Batch, BatchError, Earlier, Line, Lines, Records, Tally
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,10 @@ class Files:
         target = os.open(self.replies, os.O_WRONLY | os.O_CREAT | (os.O_APPEND if resume else os.O_TRUNC))
         failures = Records(path=self.failures)
         try:
-            tally = answered_before(target, self.failures) if resume else Tally()
+            earlier = Earlier(target, self.failures) if resume else None
+            tally = Tally()
+            if not resume:
+                self.failures.unlink(missing_ok=True)
             work = Batch(
                 producer,
                 service,
@@ -76,7 +79,7 @@ class Files:
                 in_flight=7,
                 timeout=60,
             )
-            await work.run(Lines(source))
+            await work.run(Lines(source), earlier)
         finally:
             failures.close()
             os.close(source)
@@ -165,17 +168,28 @@ async def test_files_of_something_else_are_not_gone_on_with(files: Files, produc
     with pytest.raises(BatchError, match="the replies hold a line that no batch wrote"):
         await files.batch(producer, resume=True)
     files.replies.write_bytes(b'{"line":41,"result":1}\n')
-    with pytest.raises(BatchError, match="line 41 was answered before, and the input has 40"):
+    with pytest.raises(BatchError, match="line 41 is in the replies, and line 1 is in neither file"):
         await files.batch(producer, resume=True)
     assert files.replies.read_bytes() == b'{"line":41,"result":1}\n'
     reading, writing = os.pipe()
     with pytest.raises(BatchError, match="needs the replies in a file"):
-        answered_before(writing, files.failures)
+        Earlier(writing, files.failures)
     os.close(reading)
     os.close(writing)
-    files.failures.write_bytes(b'{"line":3,"code":"bad_request"}\n')
-    with files.replies.open("wb") as emptied, pytest.raises(BatchError, match="they are empty"):
-        answered_before(emptied.fileno(), files.failures)
+    files.replies.unlink()
+    await files.batch(producer)
+    files.requests.write_bytes(b"".join(INPUT.splitlines(keepends=True)[:30]))
+    with pytest.raises(BatchError, match="more lines were answered before than the input has"):
+        await files.batch(producer, resume=True)
+
+
+async def test_failures_of_yet_another_batch_mislead_nobody(files: Files, producer: AsyncProducer) -> None:
+    """A shell empties the replies before the batch that was killed then could remove the failures of the one before."""
+    await files.batch(producer)
+    whole = files.written()
+    files.replies.write_bytes(b'{"line":1,"res')
+    await files.batch(producer, resume=True)
+    assert files.written() == whole
 
 
 # Lines.
