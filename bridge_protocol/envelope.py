@@ -16,8 +16,12 @@ from bridge_protocol.errors import Code
 from bridge_protocol.messages import PROTOCOL_VERSION
 
 CONTENT_TYPE = "application/json"
+FRAMES = "application/octet-stream"  # frames, one after the other
 PERSISTENT = 2
 RESULT = "result"
+# The types of what a running request says before its reply: see docs/wire.md, 2.10.
+CHUNKS = "chunks"
+PROGRESS = "progress"
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 PROTOCOL = "protocol"
@@ -34,6 +38,13 @@ REPLAYS = "replays"
 NODE = "node"
 REDELIVERED = "redelivered"
 CANCEL_ON_DISCONNECT = "cancel-on-disconnect"
+# Of a request: that its chunks, its progress are wanted. Of what is said of its run: the run, by an id of its own.
+WANTS_CHUNKS = "stream"
+WANTS_PROGRESS = "progress"
+RUN = "run"
+SEQ = "seq"  # of the first chunk in a message
+CONTROL_QUEUE = "control-queue"  # where the reader's credit goes
+CHUNK_COUNT = "chunks"  # how many chunks the run had, in its reply
 MAX_SESSION_BYTES = 256
 
 # Where a reply may be sent: an address the broker made for one client, or a queue named for replies.
@@ -101,10 +112,13 @@ def request_properties(
     history: History = NO_HISTORY,
     cancel_on_disconnect: bool = False,
     session: SessionClaim | None = None,
+    chunks: bool = False,
+    progress: bool = False,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
 
-    `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address.
+    `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address. `chunks`, `progress`: they are
+    wanted there, too.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
     if deadline is not None:
@@ -125,6 +139,10 @@ def request_properties(
             headers[SESSION_EPOCH] = session.epoch
         if session.lenient:
             headers[SESSION_MODE] = PREFER
+    if chunks:
+        headers[WANTS_CHUNKS] = True
+    if progress:
+        headers[WANTS_PROGRESS] = True
     return Properties(
         message_id=message_id,
         correlation_id=correlation_id or message_id,
@@ -143,10 +161,13 @@ def reply_properties(
     redelivered: bool,
     epoch: str | None = None,
     fresh: bool = False,
+    run: str | None = None,
+    chunks: int = 0,
 ) -> Properties:
     """The envelope of a reply: `code` None is a result. Written by the node alone, so no bridge can forge one.
 
-    `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for.
+    `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for. `run`: of a request whose
+    chunks are wanted; it had so many `chunks`.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node}
     if redelivered:
@@ -155,10 +176,44 @@ def reply_properties(
         headers[SESSION_EPOCH] = epoch
     if fresh:
         headers[FRESH] = True
+    if run is not None:
+        headers[RUN] = run
+        headers[CHUNK_COUNT] = chunks
     return Properties(
         message_id=correlation_id,
         correlation_id=correlation_id,
         type=RESULT if code is None else code.value,
+        headers=headers,
+    )
+
+
+def event_properties(
+    *,
+    kind: str,
+    correlation_id: str | None,
+    attempt: int,
+    node: str,
+    run: str,
+    number: int,
+    seq: int | None = None,
+    control_queue: str | None = None,
+) -> Properties:
+    """The envelope of `CHUNKS` or `PROGRESS` of a request that runs. `number`: of the message, among those of the run.
+
+    `seq` of the first chunk in it. `control_queue`: where credit goes from now on.
+    """
+    headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node, RUN: run}
+    if seq is not None:
+        headers[SEQ] = seq
+    if control_queue is not None:
+        headers[CONTROL_QUEUE] = control_queue
+    return Properties(
+        # Not the request's, so that one that is returned is told from all others.
+        message_id=f"{run}.{number}",
+        correlation_id=correlation_id,
+        type=kind,
+        content_type=FRAMES if kind == CHUNKS else CONTENT_TYPE,
+        delivery_mode=1,
         headers=headers,
     )
 

@@ -5,6 +5,7 @@
         handle = await producer.submit("analyse", "summarise", {"path": "setup.py"})
         reply = await handle
         async for reply in producer.map("analyse", "summarise", many_args, in_flight=200): ...
+        async for word in producer.stream("writer", "write", {"about": "rivers"}): ...
 
 Replies come by direct reply-to: at most once. A call whose connection is lost ends in OutcomeUnknown, unless it is
 `idempotent`: then it is published again, with the same message id, for as long as its timeout allows. With a
@@ -29,7 +30,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from bridge_protocol.control import CANCEL, Cancel, cancel_key, encode_cancel
-from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
+from bridge_protocol.envelope import CHUNKS, DIRECT_REPLY_TO, PROGRESS, Properties
 from bridge_protocol.errors import (
     BadRequest,
     Blocked,
@@ -48,11 +49,13 @@ from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
-from producer.handle import Handle
+from producer.handle import Handle, Listener
 from producer.mailbox import Mailbox
+from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply, epoch_of, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
 from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
+from producer.stream import AsyncStream
 from producer.window import Window
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -67,6 +70,7 @@ LONGEST_PAUSE = 5.0  # seconds
 CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or come back, since
 
 _NOT_FOUND = 404
+_EVENTS = frozenset({CHUNKS, PROGRESS})
 
 logger = logging.getLogger("quaybridge.producer")
 
@@ -145,6 +149,9 @@ class AsyncProducer:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        for call in self._waiting.values():
+            if call.request.chunks:
+                self.say(_cancel_message(call.request.service, call.request.message_id))
         try:
             await self._link.close()
         finally:
@@ -164,6 +171,7 @@ class AsyncProducer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Reply:
         """Send a request and await its reply, for at most `timeout` seconds in all.
 
@@ -173,12 +181,19 @@ class AsyncProducer:
         `idempotent`: it may run twice without harm. If the connection is lost before it is confirmed, or before
         its reply came, it is published again, as it is and with the same message id, within its timeout.
         `cancel_on_disconnect`: it is cancelled, within seconds, when this producer's connection is gone, so that
-        nobody works for it. Not with a `reply_queue`, which outlives the producer.
+        nobody works for it. Not with a `reply_queue`, which outlives the producer. `progress`: called, on the event
+        loop, with what the bridge says of its progress, at most ten times a second.
         """
         request = self.prepare(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            progress=progress is not None,
         )
-        handle = self.send_at_once(request, timeout) or await self.send(request, timeout)
+        handle = self.send_at_once(request, timeout, progress) or await self.send(request, timeout, progress)
         return await handle.future
 
     async def submit(
@@ -190,16 +205,52 @@ class AsyncProducer:
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
+        progress: bool | Callable[[Progress], None] = False,
     ) -> Handle:
         """Send a request; returns a handle, awaitable for its reply, as soon as there is room to publish it.
 
         Raises BadRequest and TooLarge, and Blocked or BrokerUnavailable if there is no room within `timeout`.
-        Whatever happens after that is raised by the handle. For the options see `call`.
+        Whatever happens after that is raised by the handle. For the options see `call`; with `progress` (true, or who
+        is to be called) the handle's own `progress` can be iterated, too.
         """
         request = self.prepare(
-            service, command, args, timeout=timeout, idempotent=idempotent, cancel_on_disconnect=cancel_on_disconnect
+            service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            cancel_on_disconnect=cancel_on_disconnect,
+            progress=progress is not False,
         )
-        return self.send_at_once(request, timeout) or await self.send(request, timeout)
+        on_progress = progress if callable(progress) else None
+        return self.send_at_once(request, timeout, on_progress) or await self.send(request, timeout, on_progress)
+
+    def stream(
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_restart: Callable[[int], None] | None = None,
+        cancel_on_disconnect: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> AsyncStream:
+        """The chunks of a request, as they come: see AsyncStream. It is sent when the iteration begins.
+
+        `timeout` bounds the whole of it; for the other options see `call`. Raises BadRequest and TooLarge; what happens
+        later is raised in the iteration.
+        """
+        request = self.prepare(
+            service,
+            command,
+            args,
+            timeout=timeout,
+            cancel_on_disconnect=cancel_on_disconnect,
+            chunks=True,
+            progress=progress is not None,
+        )
+        return AsyncStream(self, request, timeout, on_restart=on_restart, on_progress=progress)
 
     def session(
         self,
@@ -365,6 +416,8 @@ class AsyncProducer:
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
         session: str | None = None,
+        chunks: bool = False,
+        progress: bool = False,
     ) -> PreparedRequest:
         """A request that awaits a reply, its deadline `timeout` seconds from now. Safe in any thread.
 
@@ -382,15 +435,49 @@ class AsyncProducer:
             idempotent=idempotent,
             cancel_on_disconnect=cancel_on_disconnect,
             session=session,
+            chunks=chunks,
+            progress=progress,
         )
 
-    def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
+    def send_at_once(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> Handle | None:
         """Send a request if there is room to publish it now; its handle, or None."""
-        return self._send(request, timeout) if self._window.try_enter(len(request.body)) else None
+        return self._submit(request, timeout, on_progress) if self._window.try_enter(len(request.body)) else None
 
-    async def send(self, request: PreparedRequest, timeout: float) -> Handle:
+    async def send(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> Handle:
         """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
-        return self._send(request, await self._enter(request, timeout))
+        return self._submit(request, await self._enter(request, timeout), on_progress)
+
+    # For streams.
+
+    async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
+        """Send a request when there is room to publish it; the future of its reply. Raises as `submit` does."""
+        call = self._send(request, await self._enter(request, timeout))
+        call.listener = listener
+        return call.future
+
+    def say(self, message: Message) -> None:
+        """Publish what nobody answers, and what may be lost."""
+        said = self._link.publish(message, timeout=CANCEL_AGAIN)
+        said.add_done_callback(lambda said: said.cancelled() or said.exception())
+
+    def abandon(self, message_id: str) -> None:
+        """Have a request cancelled whose reply nobody awaits any more: at once, and again until it has ended."""
+        call = self._waiting.get(message_id)
+        if call is None or call.future.done():
+            return
+        call.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self.say(_cancel_message(call.request.service, message_id))
+        task = asyncio.get_running_loop().create_task(self._abandon(call))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _abandon(self, call: _Call) -> None:
+        await asyncio.wait([call.future], timeout=CANCEL_AGAIN)
+        await self.cancel_until(call.request.service, call.request.message_id, call.future, None)
 
     # One request.
 
@@ -423,8 +510,17 @@ class AsyncProducer:
             self._window.leave(len(request.body))
             raise
 
-    def _send(self, request: PreparedRequest, timeout: float) -> Handle:
-        """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
+    def _submit(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None
+    ) -> Handle:
+        call = self._send(request, timeout)
+        if not request.progress:
+            return Handle(self, request.service, request.message_id, call.future)
+        feed = call.listener = ProgressFeed(call.future, on_progress)
+        return Handle(self, request.service, request.message_id, call.future, feed)
+
+    def _send(self, request: PreparedRequest, timeout: float) -> _Call:
+        """Publish, having entered the window; the call ends with the reply or with what stood in its way."""
         loop = asyncio.get_running_loop()
         message_id = request.message_id
         sent = self._publish(request, self._address(awaited=True), timeout)
@@ -433,7 +529,7 @@ class AsyncProducer:
         self._waiting[message_id] = call
         call.future.add_done_callback(lambda _: self._forget(call))
         sent.add_done_callback(partial(self._sent, call))
-        return Handle(self, request.service, message_id, call.future)
+        return call
 
     def _address(self, *, awaited: bool) -> str | None:
         """Where the reply to what is published now shall go."""
@@ -576,11 +672,17 @@ class AsyncProducer:
         message_id = delivery.properties.correlation_id or ""
         mailbox = self._mailbox
         call = self._waiting.get(message_id)
-        if call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
+        if delivery.properties.type in _EVENTS:
+            if call is not None and call.listener is not None:
+                call.listener.on_event(delivery)
+        elif call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
             self.late_replies += 1  # of a bridge that the session has lost: its own reply is yet to come
         elif call is not None:
             try:
-                self._end(call, read_reply(delivery, message_id))
+                reply = read_reply(delivery, message_id)
+                if call.listener is not None:
+                    call.listener.on_reply(delivery)
+                self._end(call, reply)
             except FrameError as error:
                 logger.warning("not a reply, dropped: %s", error)
         elif mailbox is not None and not mailbox.remembers(message_id):
@@ -607,10 +709,11 @@ class _Call:
     """A request that waits for its reply, until `end` on the loop's clock.
 
     `sending`: a publish of it is under way. `confirmed`: the last one was, and its reply can still come. `late`: its
-    time was over while it was being sent. `republished`: how often it was published beyond the first time.
+    time was over while it was being sent. `republished`: how often it was published beyond the first time. `listener`:
+    who is told what it says before its reply.
     """
 
-    __slots__ = ("confirmed", "end", "future", "late", "republished", "request", "sending", "timer")
+    __slots__ = ("confirmed", "end", "future", "late", "listener", "republished", "request", "sending", "timer")
 
     def __init__(self, request: PreparedRequest, future: asyncio.Future[Reply], end: float) -> None:
         self.request = request
@@ -620,6 +723,7 @@ class _Call:
         self.sending = True
         self.confirmed = False
         self.late = False
+        self.listener: Listener | None = None
         self.republished = 0
 
 

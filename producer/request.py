@@ -22,7 +22,7 @@ class PreparedRequest(NamedTuple):
     """A request's body, and what its envelope will say. `deadline` in Unix milliseconds.
 
     `idempotent`: it may be published again where it is not known what became of it. `session`: the one it belongs to;
-    a reply of an epoch that is `outdated` is none of its own.
+    a reply of an epoch that is `outdated` is none of its own. `chunks`, `progress`: they are wanted, too.
     """
 
     message_id: str
@@ -34,6 +34,8 @@ class PreparedRequest(NamedTuple):
     cancel_on_disconnect: bool
     session: SessionClaim | None = None
     outdated: Container[str | None] = ()
+    chunks: bool = False
+    progress: bool = False
 
     def message(self, reply_to: str | None) -> Message:
         """What is published."""
@@ -44,6 +46,8 @@ class PreparedRequest(NamedTuple):
             deadline=self.deadline,
             cancel_on_disconnect=self.cancel_on_disconnect,
             session=self.session,
+            chunks=self.chunks,
+            progress=self.progress,
         )
         key = self.service
         if self.session is not None:
@@ -61,6 +65,8 @@ def prepare(
     idempotent: bool = False,
     cancel_on_disconnect: bool = False,
     session: str | None = None,
+    chunks: bool = False,
+    progress: bool = False,
 ) -> PreparedRequest:
     """Check and encode a request. `now` in seconds since 1970; `timeout` in seconds makes its deadline.
 
@@ -103,6 +109,8 @@ def prepare(
         idempotent=idempotent,
         cancel_on_disconnect=cancel_on_disconnect,
         session=None if session is None else SessionClaim(id=session),
+        chunks=chunks,
+        progress=progress,
     )
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         Refused,
         RequestFailed,
         SessionLost,
+        StreamError,
+        StreamGap,
+        StreamRestarted,
         TooLarge,
         UnknownService,
     )
@@ -78,6 +81,10 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "BrokerUnavailable",
     # … nobody can tell
     "OutcomeUnknown",
+    # … its chunks do not make one stream
+    "StreamError",
+    "StreamGap",
+    "StreamRestarted",
 ]
 
 # Where the names live that are not in bridge_protocol.errors.

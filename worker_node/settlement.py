@@ -18,6 +18,8 @@ from bridge_protocol.envelope import (
     DEADLINE,
     DIRECT_REPLY_TO,
     RESULT,
+    WANTS_CHUNKS,
+    WANTS_PROGRESS,
     History,
     message_id_problem,
     read_history,
@@ -70,6 +72,8 @@ class Case:
     joined: tuple[Delivery, ...] = ()
     epoch: str | None = None  # of the session that it ran in, or asked for in vain
     fresh: bool = False  # that is not the one it asked for
+    run: str | None = None  # where its chunks are wanted: what they are known by
+    chunks: int = 0  # how many there were
     delayed: bool = True  # whether another try may wait in a delay queue: not in a session
 
     @property
@@ -231,6 +235,8 @@ class Settlement:
                 redelivered=delivery.redelivered,
                 epoch=case.epoch,
                 fresh=case.fresh,
+                run=case.run,
+                chunks=case.chunks,
             )
             replies.append(Message(exchange="", routing_key=address, body=payload, properties=envelope))
         return replies
@@ -256,6 +262,8 @@ class Settlement:
             traceparent=read_traceparent(old.headers),
             history=History(first_failed=history.first_failed or now, replays=history.replays),
             cancel_on_disconnect=old.headers.get(CANCEL_ON_DISCONNECT) is True,
+            chunks=old.headers.get(WANTS_CHUNKS) is True,
+            progress=old.headers.get(WANTS_PROGRESS) is True,
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 
