@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from broker.memory import MemoryBroker
     from producer.async_producer import AsyncProducer
     from producer.producer import Producer
+    from producer.progress import Progress
     from producer.reply import Reply
     from worker_node.node import Node
     from worker_node.settings import NodeSettings, RetrySettings, ServiceSettings
@@ -48,6 +49,7 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "Producer",
     "AsyncProducer",
     "Reply",
+    "Progress",
     # Serving
     "Node",
     "NodeSettings",
@@ -92,6 +94,7 @@ _HOMES = {
     "Producer": "producer.producer",
     "AsyncProducer": "producer.async_producer",
     "Reply": "producer.reply",
+    "Progress": "producer.progress",
     "Node": "worker_node.node",
     "NodeSettings": "worker_node.settings",
     "ServiceSettings": "worker_node.settings",

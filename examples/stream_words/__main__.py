@@ -19,8 +19,17 @@ def say(text: str, delay: float = 0.0) -> Generator[str, None, int]:
     words = text.split()
     for word in words:
         yield word
-        time.sleep(delay)
+        if delay:
+            time.sleep(delay)
     return len(words)
+
+
+@bridge.command
+def count(to: int, size: int = 20) -> Generator[str, None, int]:
+    """The numbers from 0 on, each written in `size` digits."""
+    for number in range(to):
+        yield f"{number:0{size}}"
+    return to
 
 
 @bridge.command
