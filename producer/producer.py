@@ -531,6 +531,7 @@ class Stream:
         return self._inner.reply
 
     def __iter__(self) -> Iterator[Any]:
+        self._inner.enter()
         return self._items()
 
     def close(self) -> None:
@@ -539,7 +540,6 @@ class Stream:
             self._producer._run(self._inner.aclose())
 
     def _items(self) -> Generator[Any, None, None]:
-        self._inner.enter()
         try:
             used: _Used | None = None
             while pieces := self._producer._run(self._take(used)):
