@@ -125,42 +125,42 @@ async def test_a_failure_in_mid_stream_comes_after_the_chunks_so_far(rig: Rig) -
     assert await rig.call("count", {"to": 1}) == 1
 
 
-@pytest.mark.parametrize("leave", ["break", "raise", "close", "drop", "thread"])
-async def test_whoever_leaves_early_ends_the_work(rig: Rig, tmp_path: Path, leave: str) -> None:
+async def test_whoever_leaves_early_ends_the_work(rig: Rig, tmp_path: Path) -> None:
     service = await serve(rig)
-    note = tmp_path / "note"
-    said = stream(rig, "endless", {"note": str(note)})
     pid = rig.bridge().process.pid
-    match leave:
-        case "break":
-            async for chunk in said:
-                if chunk == 20:
-                    break
-        case "raise":
+    loop = asyncio.get_running_loop()
 
-            async def fail() -> None:
-                raise KeyError
+    async def leave(how: str, said: AsyncStream, note: str) -> None:
+        async def fail() -> None:
+            raise KeyError
 
-            with pytest.raises(KeyError):
-                await read(said, [], at=20, do=fail)
-        case "close":
-            async with said:
+        def read_some() -> None:
+            with Producer(rig.broker, loop=loop) as producer:
+                for chunk in producer.stream("work", "endless", {"note": note}):
+                    if chunk == 20:
+                        break
+
+        match how:
+            case "break":
+                async for chunk in said:
+                    if chunk == 20:
+                        break
+            case "raise":
+                with pytest.raises(KeyError):
+                    await read(said, [], at=20, do=fail)
+            case "close":
+                async with said:
+                    await anext(aiter(said))
+            case "drop":
                 await anext(aiter(said))
-        case "drop":
-            await anext(aiter(said))
-            del said
-        case "thread":
-            loop = asyncio.get_running_loop()
+            case "thread":
+                await asyncio.to_thread(read_some)
 
-            def read_some() -> None:
-                with Producer(rig.broker, loop=loop) as producer:
-                    for chunk in producer.stream("work", "endless", {"note": str(note)}):
-                        if chunk == 20:
-                            break
-
-            await asyncio.to_thread(read_some)
-    await until(note.exists)
-    await until(lambda: not any(service.pool.tickets()))
+    for how in ("break", "raise", "close", "drop", "thread"):
+        note = tmp_path / how
+        await leave(how, stream(rig, "endless", {"note": str(note)}), str(note))
+        await until(note.exists)
+        await until(lambda: not any(service.pool.tickets()))
     assert rig.bridge().process.pid == pid, "the bridge that was told to stop lives on"
     assert await rig.call("count", {"to": 1}) == 1
 
@@ -208,27 +208,22 @@ async def test_a_crash_without_another_try_comes_after_the_chunks_so_far(rig: Ri
     assert chunks == [[1, number] for number in range(5)]
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
+async def test_events_out_of_place_are_violations(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    service = await serve(rig)
+    for how, said in (
         ("gap", "it sent chunk 2 of id"),
         ("repeated", "it sent chunk 0 of id"),
         ("late", "which it was not asked"),
         ("stranger", "which it was not asked"),
-    ],
-)
-async def test_events_out_of_place_are_violations(
-    rig: Rig, caplog: pytest.LogCaptureFixture, how: str, said: str
-) -> None:
-    await serve(rig)
-    pid = rig.bridge().process.pid
-    wanted: contextlib.AbstractContextManager[Any] = pytest.raises(ProtocolViolation, match=said)
-    if how == "late":
-        wanted = contextlib.nullcontext()
-    with wanted:
-        await read(stream(rig, "breaks", {"how": how}), [])
-    await until(lambda: said in caplog.text)
-    await until(lambda: rig.nodes[0].services[0].pool.ready and rig.bridge().process.pid != pid)
+    ):
+        caplog.clear()
+        await until(lambda: service.pool.ready)
+        pid = rig.bridge().process.pid
+        wanted: contextlib.AbstractContextManager[Any] = pytest.raises(ProtocolViolation, match=said)
+        with contextlib.nullcontext() if how == "late" else wanted:
+            await read(stream(rig, "breaks", {"how": how}), [])
+        await until(lambda said=said: said in caplog.text)
+        await until(lambda pid=pid: service.pool.ready and rig.bridge().process.pid != pid)
     assert await rig.call("count", {"to": 1}) == 1, "whoever asks next is served by another bridge"
 
 
