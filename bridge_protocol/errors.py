@@ -227,7 +227,10 @@ class OutcomeUnknown(CodedError):
 
 
 class StreamError(QuaybridgeError):
-    """Root of what a stream raises beside its request's own failure. `message_id` names the request."""
+    """Raised when the chunks that came do not make one stream, as one of its subclasses.
+
+    Not a failure of the request, which it may outlive. `message_id` names that.
+    """
 
     def __init__(self, message: str, *, message_id: str | None = None) -> None:
         super().__init__(message)
