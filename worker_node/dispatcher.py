@@ -905,6 +905,8 @@ class Dispatcher:
         details = dict(trouble.details) if trouble is not None else {}
         if reason is Reason.RUN_TIMEOUT:
             details["timeout"] = reason.value
+        if reason is Reason.READER_STALLED and work.outlet is not None:
+            details["why"] = work.outlet.trouble
         if isinstance(said, messages.Failure) and said.info is not None and said.info.traceback:
             details["traceback"] = said.info.traceback  # where it was when it was cancelled
         if reason in (Reason.SESSION_LOST, Reason.REPEATED):

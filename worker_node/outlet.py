@@ -51,6 +51,7 @@ class Outlet:
     ) -> None:
         self.run = secrets.token_hex(8)
         self.dropped = False  # chunks came that were not sent on
+        self.trouble: str | None = None  # why what the bridge says cannot be delivered
         self.chunks = chunks
         self.outflow = Outflow(delay)
         self._link = link
@@ -118,8 +119,14 @@ class Outlet:
                 self._send_chunks(self.outflow.taken, b"")
 
     def shut(self) -> None:
-        """Nothing more is sent: what the bridge says from now on is read, and dropped."""
-        self._shut = True
+        """What the bridge says from now on is read, and dropped; what it said before is sent. Again: without effect."""
+        if not self._shut:
+            if self.trouble is None:
+                self._flush()
+            self._shut = True
+            self._stop_timers()
+
+    def _stop_timers(self) -> None:
         for timer in (self._flush_timer, self._stall_timer, self._progress_timer):
             if timer is not None:
                 timer.cancel()
@@ -128,12 +135,10 @@ class Outlet:
             self._on_hold(False)
 
     def end(self) -> None:
-        """The run is over: send what is left. Its reply comes next. Once, or again without effect."""
-        if not self._shut:
-            self._flush()
-            if self._progress is not None:
-                self._send_progress()
-            self.shut()
+        """The run is over: send what is left. Its reply comes next. Again: without effect."""
+        if not self._shut and self._progress is not None:
+            self._send_progress()
+        self.shut()
 
     # Credit.
 
@@ -149,6 +154,7 @@ class Outlet:
 
     def _give_up(self, why: str) -> None:
         if not self._shut:
+            self.trouble = why
             self.shut()
             self._on_stalled(why)
 

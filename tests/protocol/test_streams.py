@@ -25,7 +25,7 @@ from bridge_protocol.errors import (
     StreamRestarted,
     UnknownService,
 )
-from broker.contract import Message
+from broker.contract import ChannelClosed, Message
 from producer import chunks as chunks_of_a_stream
 from producer.producer import Producer
 from producer.progress import Progress
@@ -266,8 +266,9 @@ async def test_a_reader_that_stalls_ends_the_work_and_nothing_else(rig: Rig, cap
         await until(lambda: service.settlement.counts.failed)
 
     chunks: list[Any] = []
-    with pytest.raises(ReaderStalled, match="its chunks could not be delivered"):
+    with pytest.raises(ReaderStalled, match="its chunks could not be delivered") as raised:
         await read(stream(rig, "count", {"to": 100 * WINDOW_CHUNKS}), chunks, at=1, do=stall)
+    assert raised.value.details["why"] == "its reader has taken no chunk for 0.5 s"
     assert WINDOW_CHUNKS <= len(chunks) <= WINDOW_CHUNKS + 1, "those that came are given out first"
     assert "its reader has taken no chunk for 0.5 s" in caplog.text
     await until(lambda: service.pool.ready == 2 and not any(service.pool.tickets()))
@@ -313,6 +314,32 @@ async def test_a_node_that_connects_again_goes_on_with_the_stream(rig: Rig) -> N
             await until(lambda: rig.nodes[0]._control.queue is not None)
     assert count == 1500
     assert service.settlement.counts.joined == 1, "it was delivered again, and joined what ran"
+
+
+async def test_a_node_that_cannot_deliver_chunks_ends_the_work(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await serve(rig)
+    note = tmp_path / "note"
+    link = rig.nodes[0]._publishing
+    real = link.publish
+
+    def publish(message: Message, *, timeout: float) -> asyncio.Future[None]:
+        if message.properties.type != CHUNKS:
+            return real(message, timeout=timeout)
+        lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        lost.set_exception(ChannelClosed("for the test"))
+        return lost
+
+    async def lose() -> None:
+        monkeypatch.setattr(link, "publish", publish)
+
+    chunks: list[Any] = []
+    with pytest.raises(ReaderStalled) as raised:
+        await read(stream(rig, "endless", {"note": str(note)}), chunks, at=100, do=lose)
+    assert raised.value.details["why"].startswith("what it said could not be sent: ")
+    assert chunks == list(range(len(chunks)))
+    await until(note.exists)
 
 
 async def test_the_deadline_ends_a_stream(rig: Rig, tmp_path: Path) -> None:
