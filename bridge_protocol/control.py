@@ -2,6 +2,7 @@
 
     cancel    a producer no longer wants a request                routing key `cancel.<service>`
     owns      a node serves the sessions of a queue from now on    routing key `owns.<service>`
+    credit    a reader took chunks of a stream                     to the queue of its node, by the default exchange
 
 A control message is a JSON object with `protocol`, `control` (its kind) and the kind's own fields. Nobody answers
 it: what became of a cancelled request is told where its reply goes. Nodes pass over kinds they do not know, so
@@ -23,7 +24,12 @@ from bridge_protocol.topology import CONTROL, PARTITIONS, Binding, Queue, servic
 
 CANCEL = "cancel"
 OWNS = "owns"
+CREDIT = "credit"
+# What may be on its way to a reader who has not said that it took it: past either there is no credit.
+WINDOW_CHUNKS = 256
+WINDOW_BYTES = 1024 * 1024
 MAX_NODE_NAME = 128
+MAX_RUN = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +47,15 @@ class Owns:
     service: str
     partition: int
     node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credit:
+    """The reader of that run has taken so many of its chunks, all in all."""
+
+    service: str
+    run: str
+    chunks: int
 
 
 def encode_cancel(cancel: Cancel) -> bytes:
@@ -72,6 +87,21 @@ def encode_owns(owns: Owns) -> bytes:
     )
 
 
+def encode_credit(credit: Credit) -> bytes:
+    """The body of a credit. Raises ValueError for what cannot be one."""
+    if problem := _credit_problem(credit.service, credit.run, credit.chunks):
+        raise ValueError(problem)
+    return codec.encode(
+        {
+            "protocol": PROTOCOL_VERSION,
+            "control": CREDIT,
+            "service": credit.service,
+            "run": credit.run,
+            "chunks": credit.chunks,
+        }
+    )
+
+
 def owns_key(service: str) -> str:
     """The routing key of announcements about the service's sessions."""
     return f"{OWNS}.{service}"
@@ -82,7 +112,7 @@ def cancel_key(service: str) -> str:
     return f"{CANCEL}.{service}"
 
 
-def decode_control(body: bytes) -> Cancel | Owns | None:
+def decode_control(body: bytes) -> Cancel | Owns | Credit | None:
     """What a control message says; None: a kind, or a version of the protocol, that is not known here.
 
     Raises FrameError for what is no control message.
@@ -93,10 +123,12 @@ def decode_control(body: bytes) -> Cancel | Owns | None:
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs the version of its protocol")
     if not isinstance(kind, str):
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs a kind")
-    if protocol != PROTOCOL_VERSION or kind not in (CANCEL, OWNS):
+    if protocol != PROTOCOL_VERSION or kind not in (CANCEL, OWNS, CREDIT):
         return None
     if kind == OWNS:
         return _read_owns(said)
+    if kind == CREDIT:
+        return _read_credit(said)
     service, message_id = said.get("service"), said.get("message_id")
     if not isinstance(service, str) or not isinstance(message_id, str):
         raise FrameError(FrameKind.BAD_ENVELOPE, "a cancel needs a service and a message id, as texts")
@@ -120,6 +152,23 @@ def _read_owns(said: Mapping[str, Any]) -> Owns:
     if problem := _owns_problem(service, partition, node):
         raise FrameError(FrameKind.BAD_ENVELOPE, problem)
     return Owns(service=service, partition=partition, node=node)
+
+
+def _read_credit(said: Mapping[str, Any]) -> Credit:
+    service, run, chunks = said.get("service"), said.get("run"), said.get("chunks")
+    if not isinstance(service, str) or not isinstance(run, str) or type(chunks) is not int:
+        raise FrameError(FrameKind.BAD_ENVELOPE, "a credit needs a service, a run and a number of chunks")
+    if problem := _credit_problem(service, run, chunks):
+        raise FrameError(FrameKind.BAD_ENVELOPE, problem)
+    return Credit(service=service, run=run, chunks=chunks)
+
+
+def _credit_problem(service: str, run: str, chunks: int) -> str | None:
+    if not 1 <= len(run) <= MAX_RUN or not run.isalnum() or not run.isascii():
+        return "a run must be what the headers of its chunks say it is"
+    if chunks < 0:
+        return f"a number of chunks counts from 0, and is not {chunks}"
+    return service_name_problem(service)
 
 
 def _owns_problem(service: str, partition: int, node: str) -> str | None:

@@ -17,8 +17,12 @@ from bridge_protocol.errors import Code
 from bridge_protocol.messages import PROTOCOL_VERSION
 
 CONTENT_TYPE = "application/json"
+FRAMES = "application/octet-stream"  # frames, one after the other
 PERSISTENT = 2
 RESULT = "result"
+# The types of what a running request says before its reply: see docs/wire.md, 2.10.
+CHUNKS = "chunks"
+PROGRESS = "progress"
 DIRECT_REPLY_TO = "amq.rabbitmq.reply-to"
 
 PROTOCOL = "protocol"
@@ -36,6 +40,13 @@ NODE = "node"
 REDELIVERED = "redelivered"
 CANCEL_ON_DISCONNECT = "cancel-on-disconnect"
 CLAIMS = "claims"  # of a request: whoever made it can fetch a reply's payload from the store
+# Of a request: that its chunks, its progress are wanted. Of what is said of its run: the run, by an id of its own.
+WANTS_CHUNKS = "stream"
+WANTS_PROGRESS = "progress"
+RUN = "run"
+SEQ = "seq"  # of the first chunk in a message
+CONTROL_QUEUE = "control-queue"  # where the reader's credit goes
+CHUNK_COUNT = "chunks"  # how many chunks the run had, in its reply
 MAX_SESSION_BYTES = 256
 
 # Where a reply may be sent: an address the broker made for one client, or a queue named for replies.
@@ -105,11 +116,13 @@ def request_properties(
     session: SessionClaim | None = None,
     claims: bool = False,
     priority: int | None = None,
+    chunks: bool = False,
+    progress: bool = False,
 ) -> Properties:
     """The envelope of a request. `deadline` in Unix milliseconds; `correlation_id` is the message id by default.
 
     `cancel_on_disconnect`: it is cancelled once nobody is left at its reply address. `claims`: its reply may hold a
-    claim check in the place of its result.
+    claim check in the place of its result. `chunks`, `progress`: they are wanted there, too.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION}
     if deadline is not None:
@@ -132,6 +145,10 @@ def request_properties(
             headers[SESSION_EPOCH] = session.epoch
         if session.lenient:
             headers[SESSION_MODE] = PREFER
+    if chunks:
+        headers[WANTS_CHUNKS] = True
+    if progress:
+        headers[WANTS_PROGRESS] = True
     return Properties(
         message_id=message_id,
         correlation_id=correlation_id or message_id,
@@ -152,11 +169,13 @@ def reply_properties(
     epoch: str | None = None,
     fresh: bool = False,
     claim: bool = False,
+    run: str | None = None,
+    chunks: int = 0,
 ) -> Properties:
     """The envelope of a reply: `code` None is a result. Written by the node alone, so no bridge can forge one.
 
     `epoch`: of the session that it ran in; `fresh`: that was not the one it asked for. `claim`: its body holds a claim
-    check in the place of its result.
+    check in the place of its result. `run`: of a request whose chunks are wanted; it had so many `chunks`.
     """
     headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node}
     if redelivered:
@@ -167,10 +186,44 @@ def reply_properties(
         headers[FRESH] = True
     if claim:
         headers[CLAIM] = True
+    if run is not None:
+        headers[RUN] = run
+        headers[CHUNK_COUNT] = chunks
     return Properties(
         message_id=correlation_id,
         correlation_id=correlation_id,
         type=RESULT if code is None else code.value,
+        headers=headers,
+    )
+
+
+def event_properties(
+    *,
+    kind: str,
+    correlation_id: str | None,
+    attempt: int,
+    node: str,
+    run: str,
+    number: int,
+    seq: int | None = None,
+    control_queue: str | None = None,
+) -> Properties:
+    """The envelope of `CHUNKS` or `PROGRESS` of a request that runs. `number`: of the message, among those of the run.
+
+    `seq` of the first chunk in it. `control_queue`: where credit goes from now on.
+    """
+    headers: dict[str, Any] = {PROTOCOL: PROTOCOL_VERSION, ATTEMPT: attempt, NODE: node, RUN: run}
+    if seq is not None:
+        headers[SEQ] = seq
+    if control_queue is not None:
+        headers[CONTROL_QUEUE] = control_queue
+    return Properties(
+        # Not the request's, so that one that is returned is told from all others.
+        message_id=f"{run}.{number}",
+        correlation_id=correlation_id,
+        type=kind,
+        content_type=FRAMES if kind == CHUNKS else CONTENT_TYPE,
+        delivery_mode=1,
         headers=headers,
     )
 

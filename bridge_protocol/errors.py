@@ -21,7 +21,10 @@ The tree, one class a code:
     │   ├── Refused                   refused
     │   ├── Blocked                   blocked
     │   └── BrokerUnavailable         broker_unavailable
-    └── OutcomeUnknown                outcome_unknown: it may have run, or may still run
+    ├── OutcomeUnknown                outcome_unknown: it may have run, or may still run
+    └── StreamError                   the chunks that came do not make one stream
+        ├── StreamGap                 some are missing
+        └── StreamRestarted           another run began when some had been handed out
 """
 
 from __future__ import annotations
@@ -223,6 +226,26 @@ class OutcomeUnknown(CodedError):
     """Raised when the connection was lost after sending: the request may have run, or may still run."""
 
     code = Code.OUTCOME_UNKNOWN
+
+
+class StreamError(QuaybridgeError):
+    """Raised when the chunks that came do not make one stream, as one of its subclasses.
+
+    Not a failure of the request, which it may outlive. `message_id` names that.
+    """
+
+    def __init__(self, message: str, *, message_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.message_id = message_id
+
+
+class StreamGap(StreamError):
+    """Raised when chunks of a stream are missing: a connection was lost, or the broker dropped them."""
+
+
+class StreamRestarted(StreamError):
+    """Raised when a request that streams is tried again, and chunks of the run before were handed out already."""
 
 
 _BY_CODE: dict[Code, type[CodedError]] = {

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
 
 from bridge_protocol.messages import Request
 from bridge_sdk.command import Command
-from bridge_sdk.reply import cancelled_frame, failure_frame, result_frame
+from bridge_sdk.reply import cancelled_frame, chunk_frame, failure_frame, result_frame
 from bridge_sdk.server import RUNNING, Server
 
 
@@ -65,6 +68,7 @@ class AsyncServer(Server):
             super()._start(request, command)
             return
         self._watcher.in_flight += 1
+        self._open.add(request.id)
         if self._watcher.hung_up:
             self._hang_up()
             return
@@ -76,6 +80,9 @@ class AsyncServer(Server):
         RUNNING.set(request)
         try:
             arguments = command.parameters.bind(request.args)
+            if command.streams:
+                await self._stream_task(request, command, arguments)
+                return result_frame(request.id, None, self._limit)
             return result_frame(request.id, await command.function(**arguments), self._limit)
         except asyncio.CancelledError:
             raise
@@ -85,6 +92,15 @@ class AsyncServer(Server):
         except BaseException as error:  # noqa: BLE001  (whatever a command raises is its answer)
             return failure_frame(request.id, error, self._limit)
 
+    async def _stream_task(self, request: Request, command: Command, arguments: Mapping[str, Any]) -> None:
+        """Send what an asynchronous generator yields."""
+        async with aclosing(command.function(**arguments)) as chunks:
+            seq = 0
+            async for chunk in chunks:
+                self.send_event(request, chunk_frame(request.id, seq, chunk, self._limit))
+                seq += 1
+                await asyncio.sleep(0)  # one that never waits must not keep the others, and a cancel, waiting
+
     def _on_done(self, task: asyncio.Task[bytes]) -> None:
         request = self._tasks.pop(task)
         self._watcher.in_flight -= 1
@@ -92,11 +108,12 @@ class AsyncServer(Server):
             self._finish()
             return
         if not task.cancelled():
-            self._send(task.result())
+            frame = task.result()
         elif task in self._cancelled:
-            self._send(cancelled_frame(request.id))
+            frame = cancelled_frame(request.id)
         else:
-            self._send(failure_frame(request.id, asyncio.CancelledError("the command cancelled itself"), self._limit))
+            frame = failure_frame(request.id, asyncio.CancelledError("the command cancelled itself"), self._limit)
+        self._send(frame, closes=request.id)
         self._cancelled.discard(task)
         self._pump()
 

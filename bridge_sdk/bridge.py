@@ -51,6 +51,7 @@ class Bridge:
         self._concurrency = concurrency
         self._commands: dict[str, Command] = {}
         self._sessions = SessionTable(session_class)
+        self._server: Server | None = None
         if instance is not None:
             for command in commands_of(instance):
                 self._add(command)
@@ -68,7 +69,8 @@ class Bridge:
         """Register a function as a command: `@bridge.command`, or `@bridge.command("name")`.
 
         Its parameters are given by name and checked against their annotations (see bridge_sdk.parameters);
-        what it returns must be JSON. Raises ValueError for a name that is taken or cannot be one, TypeError
+        what it returns must be JSON. A generator's values are sent as they come, as chunks, and what it returns is the
+        result; an asynchronous one has none. Raises ValueError for a name that is taken or cannot be one, TypeError
         for a function that cannot be called by names alone.
         """
         if isinstance(function_or_name, str):
@@ -104,6 +106,17 @@ class Bridge:
         self._sessions.used = True
         return self._sessions.get(session_id)
 
+    def progress(self, done: float, total: float | None = None, note: str | None = None) -> None:
+        """Tell whoever asked how far the request is that is being served: `done` of `total`, in any unit.
+
+        Cheap, and lossy: of several in a short time only the last is passed on, to whoever wants to know. In any thread
+        that runs in the command's context (asyncio.to_thread does). Raises LookupError outside of a command.
+        """
+        request = RUNNING.get()
+        said = {"done": done, "total": total, "note": note}
+        assert self._server is not None
+        self._server.send_progress(request, {name: value for name, value in said.items() if value is not None})
+
     def session_opened(self, function: SessionFunction, /) -> SessionFunction:
         """Have `function` called with each new Session, when a command first asks for it. For use as a decorator."""
         self._sessions.used = True
@@ -129,9 +142,10 @@ class Bridge:
         if any(command.asynchronous for command in self._commands.values()):
             from bridge_sdk.async_server import AsyncServer  # asyncio costs 30 ms and 7 MB
 
-            AsyncServer(self._commands, stdio, self._concurrency).serve()
+            self._server = AsyncServer(self._commands, stdio, self._concurrency)
         else:
-            Server(self._commands, stdio, self._concurrency).serve()
+            self._server = Server(self._commands, stdio, self._concurrency)
+        self._server.serve()
 
     def _session_id(self) -> str | None:
         return self.request.session_id

@@ -11,9 +11,9 @@ from bridge_sdk.parameters import Parameters
 
 
 class Command:
-    """`function`, callable by name. `asynchronous`: it must be awaited."""
+    """`function`, callable by name. `asynchronous`: it must be awaited. `streams`: it is a generator, of chunks."""
 
-    __slots__ = ("asynchronous", "function", "name", "parameters")
+    __slots__ = ("asynchronous", "function", "name", "parameters", "streams")
 
     def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
         """Raises ValueError for a name that cannot be used, TypeError for a function that cannot.
@@ -27,10 +27,11 @@ class Command:
         self.name = name
         self.function = function
         self.parameters = Parameters(function, method=method)
-        self.asynchronous = inspect.iscoroutinefunction(function)
+        self.streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+        self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 
     def __repr__(self) -> str:
-        return f"<Command {self.name}{' async' if self.asynchronous else ''}>"
+        return f"<Command {self.name}{' async' if self.asynchronous else ''}{' stream' if self.streams else ''}>"
 
 
 def commands_of(instance: object) -> Iterator[Command]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bridge_protocol.errors import FrameError
 from bridge_protocol.frames import encode_frame
-from bridge_protocol.messages import GIVEN_BACK, ErrorInfo, encode_failure, encode_result, format_timestamp
+from bridge_protocol.messages import (
+    GIVEN_BACK,
+    ErrorInfo,
+    encode_chunk,
+    encode_failure,
+    encode_progress,
+    encode_result,
+    format_timestamp,
+)
 from bridge_sdk.errors import ApplicationError, ArgumentError, UnknownCommand
 
 MAX_TEXT = 8 * 1024  # characters of a message, and of a traceback
@@ -28,6 +36,16 @@ def result_frame(request_id: int, result: Any, limit: int) -> bytes:
         return _refusal(request_id, "ResultError", f"the result is {_clean(str(error))}")
     except RecursionError:
         return _refusal(request_id, "ResultError", "the result is not JSON: it contains itself, or is too deep")
+
+
+def chunk_frame(request_id: int, seq: int, data: Any, limit: int) -> bytes:
+    """The event that carries a chunk. Raises ValueError for what cannot be one."""
+    return _event_frame(f"chunk {seq}", limit, lambda: encode_chunk(request_id, seq, data))
+
+
+def progress_frame(request_id: int, data: Any, limit: int) -> bytes:
+    """The event that says how far a request is. Raises ValueError for what cannot be said."""
+    return _event_frame("its progress", limit, lambda: encode_progress(request_id, data))
 
 
 def failure_frame(request_id: int, error: BaseException, limit: int) -> bytes:
@@ -81,6 +99,17 @@ def unknown_command(command: str, known: Mapping[str, object]) -> UnknownCommand
     names = sorted(known)
     listed = ", ".join(names[:32]) + (f" and {len(names) - 32} more" if len(names) > 32 else "")
     return UnknownCommand(f"{command!r}; this bridge has: {listed or 'no commands'}")
+
+
+def _event_frame(what: str, limit: int, encode: Callable[[], bytes]) -> bytes:
+    try:
+        return encode_frame(encode(), limit)
+    except FrameError as error:
+        raise ValueError(f"{what} is too large: {error.detail}") from None
+    except ValueError as error:
+        raise ValueError(f"{what} is {error}") from None
+    except RecursionError:
+        raise ValueError(f"{what} is not JSON: it contains itself, or is too deep") from None
 
 
 def _refusal(request_id: int, kind: str, message: str) -> bytes:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,8 +19,10 @@ from bridge_sdk.errors import Cancelled
 from bridge_sdk.inbox import Inbox
 from bridge_sdk.reply import (
     cancelled_frame,
+    chunk_frame,
     failure_frame,
     given_back_frame,
+    progress_frame,
     result_frame,
     unknown_command,
     unreadable_frame,
@@ -47,6 +51,8 @@ class Server:
         self._stacks = answer_requests()
         self._ended = False
         self._read_at = 0.0
+        self._writing = threading.Lock()  # a command may say how far it is in any thread, and the watcher answers too
+        self._open: set[int] = set()  # requests that may still say something
 
     def serve(self) -> None:
         """Serve until the end. SystemExit passes: a command that exits ends the bridge."""
@@ -106,10 +112,11 @@ class Server:
     def _start(self, request: Request, command: Command) -> None:
         """Run a command, here and now."""
         token = RUNNING.set(request)
+        self._open.add(request.id)
         if self._watcher.begin(request):
             frame = self._run(request, command)
             self._watcher.end()
-            self._send(frame)
+            self._send(frame, closes=request.id)
         else:
             self._hang_up()
         RUNNING.reset(token)
@@ -117,7 +124,11 @@ class Server:
     def _run(self, request: Request, command: Command) -> bytes:
         try:
             arguments = command.parameters.bind(request.args)
-            result = self._watcher.call(request, command.function, arguments)
+            if command.streams:
+                arguments = {"request": request, "command": command, "arguments": arguments}
+                result = self._watcher.call(request, self._stream, arguments)
+            else:
+                result = self._watcher.call(request, command.function, arguments)
             return result_frame(request.id, result, self._limit)
         except Cancelled as cancelled:
             return cancelled_frame(request.id, cancelled)
@@ -125,6 +136,26 @@ class Server:
             raise
         except BaseException as error:  # noqa: BLE001  (whatever a command raises is its answer)
             return failure_frame(request.id, error, self._limit)
+
+    def _stream(self, request: Request, command: Command, arguments: Mapping[str, Any]) -> Any:
+        """Send what a generator yields; what it returns. Cancelled is raised in it, or between two chunks."""
+        with closing(command.function(**arguments)) as chunks:
+            seq = 0
+            while True:
+                try:
+                    chunk = next(chunks)
+                except StopIteration as end:
+                    return end.value
+                self.send_event(request, chunk_frame(request.id, seq, chunk, self._limit))
+                seq += 1
+
+    def send_progress(self, request: Request, data: Any) -> None:
+        """Say how far a request is, in any thread; nothing of one that is over. Raises ValueError, and Cancelled."""
+        self.send_event(request, progress_frame(request.id, data, self._limit))
+
+    def send_event(self, request: Request, frame: bytes) -> None:
+        """Send what comes before the reply, whole: it is not interrupted. Raises Cancelled after it."""
+        self._watcher.shielded(lambda: self._send(frame, only_if_open=request.id))
 
     def _answer_builtin(self, request: Request) -> bytes:
         if request.command == PING:
@@ -147,7 +178,7 @@ class Server:
             "concurrency": self._concurrency,
             "ahead": self._ahead(),
             "cancel": True,
-            "stream": False,
+            "stream": any(command.streams for command in self._commands.values()),
             "shutdown": True,
             "commands": sorted(self._commands),
             "stacks": self._stacks,
@@ -157,13 +188,18 @@ class Server:
         """Synchronous commands run in the order they come; a concurrency that was asked for says the same itself."""
         return AHEAD if self._concurrency == 1 else 0
 
-    def _send(self, frame: bytes) -> None:
+    def _send(self, frame: bytes, *, closes: int | None = None, only_if_open: int | None = None) -> None:
+        """Write a frame, in one piece. `closes`: that request says nothing after it."""
         try:
-            written = os.write(self._stdio.sink, frame)
-            if written < len(frame):
-                rest = memoryview(frame)[written:]
-                while rest:
-                    rest = rest[os.write(self._stdio.sink, rest) :]
+            with self._writing:
+                if only_if_open is not None and only_if_open not in self._open:
+                    return
+                self._open.discard(closes or 0)
+                written = os.write(self._stdio.sink, frame)
+                if written < len(frame):
+                    rest = memoryview(frame)[written:]
+                    while rest:
+                        rest = rest[os.write(self._stdio.sink, rest) :]
         except BrokenPipeError:  # nobody listens: the same as the end of standard input
             self._hang_up()
 

@@ -81,5 +81,6 @@ class SessionTable:
 
         made = Command(command.name, call)
         made.asynchronous = command.asynchronous
+        made.streams = command.streams
         made.parameters = command.parameters
         return made

@@ -90,6 +90,22 @@ class Watcher:
         finally:
             self._interruptible = None
 
+    def shielded(self, function: Callable[[], None]) -> None:
+        """Call `function`, which must not be left half-way, within or without `call`; Cancelled is raised after it.
+
+        In any thread: only the main thread is interrupted, and so shielded.
+        """
+        request = self._interruptible
+        if request is None or threading.get_ident() != self._main:
+            function()
+            return
+        self._interruptible = None
+        function()
+        self._interruptible = request
+        if self._cancelled is request:
+            self._interruptible = None  # once
+            raise Cancelled
+
     def interrupt(self, request_id: int) -> bool:
         """Raise Cancelled in the request, if it runs; whether it does. Called by `receive`."""
         running = self._running

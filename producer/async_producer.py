@@ -5,6 +5,7 @@
         handle = await producer.submit("analyse", "summarise", {"path": "setup.py"})
         reply = await handle
         async for reply in producer.map("analyse", "summarise", many_args, in_flight=200): ...
+        async for word in producer.stream("writer", "write", {"about": "rivers"}): ...
 
 Replies come by direct reply-to: at most once. A call whose connection is lost ends in OutcomeUnknown, unless it is
 `idempotent`: then it is published again, with the same message id, for as long as its timeout allows. With a
@@ -29,7 +30,7 @@ from typing import Any, Literal, Self, Unpack, overload
 
 from bridge_protocol.claim_check import DEFAULT_THRESHOLD, ClaimCheck
 from bridge_protocol.control import CANCEL, Cancel, cancel_key, encode_cancel
-from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
+from bridge_protocol.envelope import CHUNKS, DIRECT_REPLY_TO, PROGRESS, Properties
 from bridge_protocol.errors import (
     BadRequest,
     Blocked,
@@ -51,11 +52,13 @@ from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consume
 from broker.link import Link
 from broker.store import Store, check_in
 from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
-from producer.handle import Handle
+from producer.handle import Handle, Listener
 from producer.mailbox import Mailbox
+from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply, claim_of, claim_restored, epoch_of, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
 from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
+from producer.stream import AsyncStream
 from producer.window import Window
 
 CONNECT_TIMEOUT = 10.0  # seconds
@@ -71,6 +74,7 @@ DELETE_TIMEOUT = 3.0  # seconds, at the end: what is left is swept
 CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or come back, since
 
 _NOT_FOUND = 404
+_EVENTS = frozenset({CHUNKS, PROGRESS})
 
 logger = logging.getLogger("quaybridge.producer")
 
@@ -160,6 +164,9 @@ class AsyncProducer:
         self._closed = True
         for task in self._tasks:
             task.cancel()
+        for call in self._waiting.values():
+            if call.request.chunks:
+                self.say(_cancel_message(call.request.service, call.request.message_id))
         try:
             await self._link.close()
         finally:
@@ -182,6 +189,7 @@ class AsyncProducer:
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
         priority: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Reply:
         """Send a request and await its reply, for at most `timeout` seconds in all.
 
@@ -194,6 +202,7 @@ class AsyncProducer:
         nobody works for it. Not with a `reply_queue`, which outlives the producer.
         `priority`: 0 … 9. From RabbitMQ 4.0 on what waits with 5 or more passes most of what has less, or none; from
         4.3 on each passes all that has less, and none counts as 4.
+        `progress`: called, on the event loop, with what the bridge says of its progress, at most ten times a second.
         """
         request = self.prepare(
             service,
@@ -203,8 +212,9 @@ class AsyncProducer:
             idempotent=idempotent,
             cancel_on_disconnect=cancel_on_disconnect,
             priority=priority,
+            progress=progress is not None,
         )
-        handle = self.send_at_once(request, timeout) or await self.send(request, timeout)
+        handle = self.send_at_once(request, timeout, progress) or await self.send(request, timeout, progress)
         return await handle.future
 
     async def submit(
@@ -219,6 +229,7 @@ class AsyncProducer:
         priority: int | None = None,
         delay: float | None = None,
         at: datetime | float | None = None,
+        progress: bool | Callable[[Progress], None] = False,
     ) -> Handle:
         """Send a request; returns a handle, awaitable for its reply, as soon as there is room to publish it.
 
@@ -227,7 +238,8 @@ class AsyncProducer:
         still connected by then, or to its `reply_queue`.
 
         Raises BadRequest and TooLarge, and Blocked or BrokerUnavailable if there is no room within `timeout`.
-        Whatever happens after that is raised by the handle. For the options see `call`.
+        Whatever happens after that is raised by the handle. For the options see `call`; with `progress` (true, or who
+        is to be called) the handle's own `progress` can be iterated, too.
         """
         request = self.prepare(
             service,
@@ -239,8 +251,37 @@ class AsyncProducer:
             priority=priority,
             delay=delay,
             at=at,
+            progress=progress is not False,
         )
-        return self.send_at_once(request, timeout) or await self.send(request, timeout)
+        on_progress = progress if callable(progress) else None
+        return self.send_at_once(request, timeout, on_progress) or await self.send(request, timeout, on_progress)
+
+    def stream(
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_restart: Callable[[int], None] | None = None,
+        cancel_on_disconnect: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> AsyncStream:
+        """The chunks of a request, as they come: see AsyncStream. It is sent when the iteration begins.
+
+        `timeout` bounds the whole of it; for the other options see `call`. Raises BadRequest and TooLarge; what happens
+        later is raised in the iteration.
+        """
+        request = self.prepare(
+            service,
+            command,
+            args,
+            timeout=timeout,
+            cancel_on_disconnect=cancel_on_disconnect,
+            chunks=True,
+            progress=progress is not None,
+        )
+        return AsyncStream(self, request, timeout, on_restart=on_restart, on_progress=progress)
 
     def session(
         self,
@@ -475,6 +516,8 @@ class AsyncProducer:
         priority: int | None = None,
         delay: float | None = None,
         at: datetime | float | None = None,
+        chunks: bool = False,
+        progress: bool = False,
     ) -> PreparedRequest:
         """A request that awaits a reply, its deadline `timeout` seconds from when it is due. Safe in any thread.
 
@@ -496,18 +539,51 @@ class AsyncProducer:
             priority=priority,
             delay=delay,
             at=at,
+            chunks=chunks,
+            progress=progress,
         )
 
-    def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
+    def send_at_once(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> Handle | None:
         """Send a request if there is nothing to wait for, such as room to publish it; its handle, or None."""
         if request.cargo is not None or (request.due is not None and request.service not in self._served):
             return None
-        return self._send(request, timeout) if self._window.try_enter(len(request.body)) else None
+        return self._submit(request, timeout, on_progress) if self._window.try_enter(len(request.body)) else None
 
-    async def send(self, request: PreparedRequest, timeout: float) -> Handle:
+    async def send(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
+    ) -> Handle:
         """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
         request = await self._made_ready(request, timeout)
-        return self._send(request, await self._enter(request, timeout))
+        return self._submit(request, await self._enter(request, timeout), on_progress)
+
+    # For streams.
+
+    async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
+        """Send a request when there is room to publish it; the future of its reply. Raises as `submit` does."""
+        request = await self._made_ready(request, timeout)
+        call = self._send(request, await self._enter(request, timeout))
+        call.listener = listener
+        return call.future
+
+    def say(self, message: Message) -> None:
+        """Publish what nobody answers, and what may be lost."""
+        said = self._link.publish(message, timeout=CANCEL_AGAIN)
+        said.add_done_callback(lambda said: said.cancelled() or said.exception())
+
+    def abandon(self, message_id: str) -> None:
+        """Have a request cancelled whose reply nobody awaits any more: at once, and again until it has ended."""
+        call = self._waiting.get(message_id)
+        if call is None or call.future.done():
+            return
+        call.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self.say(_cancel_message(call.request.service, message_id))
+        self._begin(self._abandon(call))
+
+    async def _abandon(self, call: _Call) -> None:
+        await asyncio.wait([call.future], timeout=CANCEL_AGAIN)
+        await self.cancel_until(call.request.service, call.request.message_id, call.future, None)
 
     # One request.
 
@@ -579,8 +655,17 @@ class AsyncProducer:
             sent.add_done_callback(lambda _: self._scheduled.pop(request.message_id, None))
         return sent
 
-    def _send(self, request: PreparedRequest, timeout: float) -> Handle:
-        """Publish, having entered the window; the handle ends with the reply or with what stood in its way."""
+    def _submit(
+        self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None
+    ) -> Handle:
+        call = self._send(request, timeout)
+        if not request.progress:
+            return Handle(self, request.service, request.message_id, call.future)
+        feed = call.listener = ProgressFeed(call.future, on_progress)
+        return Handle(self, request.service, request.message_id, call.future, feed)
+
+    def _send(self, request: PreparedRequest, timeout: float) -> _Call:
+        """Publish, having entered the window; the call ends with the reply or with what stood in its way."""
         loop = asyncio.get_running_loop()
         message_id = request.message_id
         sent = self._publish(request, self._address(awaited=True), timeout)
@@ -589,7 +674,7 @@ class AsyncProducer:
         self._waiting[message_id] = call
         call.future.add_done_callback(lambda _: self._forget(call))
         sent.add_done_callback(partial(self._sent, call))
-        return Handle(self, request.service, message_id, call.future)
+        return call
 
     def _address(self, *, awaited: bool) -> str | None:
         """Where the reply to what is published now shall go."""
@@ -698,6 +783,12 @@ class AsyncProducer:
             text = "the connection was lost, and there was no time left to publish it again"
             self._end(call, OutcomeUnknown(text, message_id=message_id))
 
+    def _end_with(self, call: _Call, delivery: Delivery, outcome: Reply | RequestFailed) -> None:
+        """Its reply came: who listens is told first how many chunks there were."""
+        if call.listener is not None:
+            call.listener.on_reply(delivery)
+        self._end(call, outcome)
+
     def _end(self, call: _Call, outcome: Reply | BaseException) -> None:
         self._forget(call)
         if call.future.done():
@@ -737,14 +828,17 @@ class AsyncProducer:
         message_id = delivery.properties.correlation_id or ""
         mailbox = self._mailbox
         call = self._waiting.get(message_id)
-        if call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
+        if delivery.properties.type in _EVENTS:
+            if call is not None and call.listener is not None:
+                call.listener.on_event(delivery)
+        elif call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
             self.late_replies += 1  # of a bridge that the session has lost: its own reply is yet to come
         elif call is not None:
             try:
                 if (claim := claim_of(delivery)) is not None:
                     self._begin(self._fetch(call, delivery, claim))
                     return
-                self._end(call, read_reply(delivery, message_id))
+                self._end_with(call, delivery, read_reply(delivery, message_id))
             except FrameError as error:
                 logger.warning("not a reply, dropped: %s", error)
         elif mailbox is not None and not mailbox.remembers(message_id):
@@ -767,7 +861,7 @@ class AsyncProducer:
         except FrameError as error:
             logger.warning("not a reply, dropped: %s", error)
             return
-        self._end(call, end)
+        self._end_with(call, delivery, end)
         if self._mailbox is not None:
             delivery.ack()
         elif isinstance(end, Reply):
@@ -807,10 +901,11 @@ class _Call:
     """A request that waits for its reply, until `end` on the loop's clock.
 
     `sending`: a publish of it is under way. `confirmed`: the last one was, and its reply can still come. `late`: its
-    time was over while it was being sent. `republished`: how often it was published beyond the first time.
+    time was over while it was being sent. `republished`: how often it was published beyond the first time. `listener`:
+    who is told what it says before its reply.
     """
 
-    __slots__ = ("confirmed", "end", "future", "late", "republished", "request", "sending", "timer")
+    __slots__ = ("confirmed", "end", "future", "late", "listener", "republished", "request", "sending", "timer")
 
     def __init__(self, request: PreparedRequest, future: asyncio.Future[Reply], end: float) -> None:
         self.request = request
@@ -820,6 +915,7 @@ class _Call:
         self.sending = True
         self.confirmed = False
         self.late = False
+        self.listener: Listener | None = None
         self.republished = 0
 
 

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Generator
 from typing import Any, Protocol
 
+from broker.contract import Delivery
+from producer.progress import ProgressFeed
 from producer.reply import Reply
 
 
@@ -18,12 +20,30 @@ class Canceller(Protocol):
         """Tell the nodes until the request has `ended`; whether it ended in Cancelled."""
 
 
+class Listener(Protocol):
+    """Who wants to know what a request says before its reply."""
+
+    def on_event(self, delivery: Delivery) -> None:
+        """A message of chunks or of progress came."""
+
+    def on_reply(self, delivery: Delivery) -> None:
+        """Its final reply came."""
+
+
 class Handle:
     """A request on its way. Await it for the Reply, or for the exception that stands for its failure."""
 
-    __slots__ = ("_producer", "future", "message_id", "service")
+    __slots__ = ("_feed", "_producer", "future", "message_id", "service")
 
-    def __init__(self, producer: Canceller, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
+    def __init__(
+        self,
+        producer: Canceller,
+        service: str,
+        message_id: str,
+        future: asyncio.Future[Reply],
+        feed: ProgressFeed | None = None,
+    ) -> None:
+        self._feed = feed
         self.service = service
         self.message_id = message_id
         self.future = future
@@ -38,6 +58,16 @@ class Handle:
     async def result(self) -> Reply:
         """The Reply. Raises the exception that stands for the request's failure."""
         return await self.future
+
+    @property
+    def progress(self) -> ProgressFeed:
+        """What the request says of its progress, to be iterated until it ends: `async for progress in …`.
+
+        Of what nobody looked at the latest 64 are kept. Raises RuntimeError for one that was not sent with `progress`.
+        """
+        if self._feed is None:
+            raise RuntimeError("its progress was not asked for: submit it with progress=True")
+        return self._feed
 
     def done(self) -> bool:
         """Whether it has come to its end, either way."""

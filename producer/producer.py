@@ -5,6 +5,7 @@
         outcome = producer.submit("analyse", "summarise", {"path": "setup.py"})
         reply = outcome.result()
         for reply in producer.map("analyse", "summarise", many_args, in_flight=200): ...
+        for word in producer.stream("writer", "write", {"about": "rivers"}): ...
 
 An AsyncProducer on an event loop of its own, in a background thread. Every method may be called from any
 thread but the one that loop runs in.
@@ -19,9 +20,11 @@ import asyncio
 import os
 import selectors
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from queue import SimpleQueue
@@ -33,12 +36,15 @@ from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeErro
 from broker.contract import Broker
 from broker.store import Store
 from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
+from producer.chunks import GRANT_EVERY, Piece
 from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
 from producer.handle import Handle
 from producer.outcome import Outcome
+from producer.progress import Progress
 from producer.reply import Reply
 from producer.request import PreparedRequest
 from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
+from producer.stream import AsyncStream
 
 # What may be on its way to the loop, or wait there for room, before whoever submits more is made to wait.
 MOST_HANDED_OVER = 64
@@ -59,6 +65,7 @@ class _Order(NamedTuple):
     timeout: float
     outcome: Outcome
     taken: threading.Event | None
+    progress: Callable[[Progress], None] | None
 
 
 class Producer:
@@ -243,8 +250,9 @@ class Producer:
         idempotent: bool = False,
         cancel_on_disconnect: bool = False,
         priority: int | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Reply:
-        """Send a request and wait for its reply: see AsyncProducer.call."""
+        """Send a request and wait for its reply: see AsyncProducer.call, and `submit` for `progress`."""
         outcome = self.submit(
             service,
             command,
@@ -253,6 +261,7 @@ class Producer:
             idempotent=idempotent,
             cancel_on_disconnect=cancel_on_disconnect,
             priority=priority,
+            progress=progress,
         )
         try:
             return outcome.result()
@@ -272,12 +281,13 @@ class Producer:
         priority: int | None = None,
         delay: float | None = None,
         at: datetime | float | None = None,
+        progress: Callable[[Progress], None] | None = None,
     ) -> Outcome:
         """Send a request; its outcome is a future, for its Reply or for the exception that stands for its failure.
 
         Waits while too much waits for room to be published. Raises BadRequest and TooLarge, and BrokerUnavailable
         if the producer is not started or closed; whatever happens after that is raised by the outcome. For the
-        options see AsyncProducer.call and submit.
+        options see AsyncProducer.call and submit; `progress` is called in the event loop's thread, and must not block.
         """
         request = self._producer.prepare(
             service,
@@ -289,10 +299,13 @@ class Producer:
             priority=priority,
             delay=delay,
             at=at,
+            progress=progress is not None,
         )
-        return self._hand_over(request, timeout)
+        return self._hand_over(request, timeout, progress)
 
-    def _hand_over(self, request: PreparedRequest, timeout: float) -> Outcome:
+    def _hand_over(
+        self, request: PreparedRequest, timeout: float, progress: Callable[[Progress], None] | None = None
+    ) -> Outcome:
         size = request.size
         with self._lock:
             loop = self._usable_loop()
@@ -300,13 +313,36 @@ class Producer:
             self._handed_over_bytes += size
             full = self._handed_over > MOST_HANDED_OVER or self._handed_over_bytes > MOST_HANDED_OVER_BYTES
             outcome = Outcome(request.service, request.message_id, loop, self._cancel_until)
-            order = _Order(request, timeout, outcome, threading.Event() if full else None)
+            order = _Order(request, timeout, outcome, threading.Event() if full else None, progress)
             self._inbox.append(order)
             if len(self._inbox) == 1:
                 loop.call_soon_threadsafe(self._take)
         if order.taken is not None:
             order.taken.wait(timeout)
         return outcome
+
+    def stream(
+        self,
+        service: str,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_restart: Callable[[int], None] | None = None,
+        cancel_on_disconnect: bool = False,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Stream:
+        """The chunks of a request, as they come: see AsyncProducer.stream. `progress` as for `submit`."""
+        inner = self._producer.stream(
+            service,
+            command,
+            args,
+            timeout=timeout,
+            on_restart=on_restart,
+            cancel_on_disconnect=cancel_on_disconnect,
+            progress=progress,
+        )
+        return Stream(self, inner)
 
     def session(
         self,
@@ -544,7 +580,7 @@ class Producer:
         if order.outcome.cancelled():
             return True
         try:
-            handle = self._own.send_at_once(order.request, order.timeout)
+            handle = self._own.send_at_once(order.request, order.timeout, order.progress)
         except QuaybridgeError as error:
             order.outcome.fail(error)
             return True
@@ -555,7 +591,7 @@ class Producer:
     async def _send(self, order: _Order) -> None:
         """Send it when there is room."""
         try:
-            order.outcome.follow(await self._own.send(order.request, order.timeout))
+            order.outcome.follow(await self._own.send(order.request, order.timeout, order.progress))
         except QuaybridgeError as error:
             order.outcome.fail(error)
         finally:
@@ -664,6 +700,81 @@ class Session:
     def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """End the session, after what is in line: see AsyncSession.close."""
         self._producer._run(self._inner.close(timeout=timeout))
+
+
+class Stream:
+    """A stream for any thread: AsyncStream, on its producer's loop. Made by Producer.stream; iterated by one thread.
+
+    `on_restart` is called in the event loop's thread, before the iteration goes on with the new run's first chunk.
+    """
+
+    def __init__(self, producer: Producer, inner: AsyncStream) -> None:
+        self._producer = producer
+        self._inner = inner
+
+    def __repr__(self) -> str:
+        return repr(self._inner).replace("AsyncStream", "Stream", 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def message_id(self) -> str:
+        """The request's."""
+        return self._inner.message_id
+
+    @property
+    def reply(self) -> Reply | None:
+        """The Reply, once the last chunk has been taken."""
+        return self._inner.reply
+
+    def __iter__(self) -> Iterator[Any]:
+        self._inner.enter()
+        return self._items()
+
+    def close(self) -> None:
+        """Leave: if the request has not ended, have it cancelled."""
+        with suppress(BrokerUnavailable):  # the producer is closed, and told the nodes
+            self._producer._run(self._inner.aclose())
+
+    def _items(self) -> Generator[Any, None, None]:
+        try:
+            used: _Used | None = None
+            while pieces := self._producer._run(self._take(used)):
+                used = _Used(pieces[0].run)
+                since = time.monotonic()
+                for piece in pieces:
+                    yield piece.data
+                    used.chunks += 1
+                    used.bytes += piece.size
+                    if time.monotonic() - since >= GRANT_EVERY:  # one who takes his time must not seem to take none
+                        self._producer._run(self._done_with(used))
+                        used = _Used(piece.run)
+                        since = time.monotonic()
+        finally:
+            self.close()
+
+    async def _take(self, used: _Used | None) -> list[Piece]:
+        if used is not None:
+            await self._done_with(used)
+        return await self._inner.take()
+
+    async def _done_with(self, used: _Used) -> None:
+        self._inner.done_with(used.run, used.chunks, used.bytes)
+
+
+@dataclass(slots=True)
+class _Used:
+    """So many chunks of a run, and their size."""
+
+    run: str
+    chunks: int = 0
+    bytes: int = 0
 
 
 def _of_another_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:

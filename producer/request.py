@@ -37,7 +37,7 @@ class PreparedRequest(NamedTuple):
     `idempotent`: it may be published again where it is not known what became of it. `session`: the one it belongs to;
     a reply of an epoch that is `outdated` is none of its own. `cargo`: its arguments, not in the body, which are to go
     to the store before it is sent; `claim`: where they are then. `claims`: its reply's payload may be in the store.
-    `due`: when it is to be delivered, in seconds since 1970; None: at once.
+    `due`: when it is to be delivered, in seconds since 1970; None: at once. `chunks`, `progress`: they are wanted, too.
     """
 
     message_id: str
@@ -54,6 +54,8 @@ class PreparedRequest(NamedTuple):
     claims: bool = False
     due: float | None = None
     priority: int | None = None
+    chunks: bool = False
+    progress: bool = False
 
     @property
     def size(self) -> int:
@@ -79,6 +81,8 @@ class PreparedRequest(NamedTuple):
             session=self.session,
             claims=self.claims,
             priority=self.priority,
+            chunks=self.chunks,
+            progress=self.progress,
         )
         if self.due is not None and (seconds := round(self.wait(now))) > 0:
             exchange, key = delay_route(self.service, min(seconds, MAX_DELAY))
@@ -103,6 +107,8 @@ def prepare(
     delay: float | None = None,
     at: datetime | float | None = None,
     priority: int | None = None,
+    chunks: bool = False,
+    progress: bool = False,
 ) -> PreparedRequest:
     """Check and encode a request. `now` in seconds since 1970; `timeout`, in seconds from when it is due, makes its
     deadline.
@@ -160,6 +166,8 @@ def prepare(
         claims=claim_threshold is not None,
         due=due,
         priority=priority,
+        chunks=chunks,
+        progress=progress,
     )
 
 

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         Refused,
         RequestFailed,
         SessionLost,
+        StreamError,
+        StreamGap,
+        StreamRestarted,
         TooLarge,
         UnknownService,
     )
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from broker.store import DirectoryStore
     from producer.async_producer import AsyncProducer
     from producer.producer import Producer
+    from producer.progress import Progress
     from producer.reply import Reply
     from worker_node.node import Node
     from worker_node.settings import NodeSettings, RetrySettings, ServiceSettings
@@ -46,6 +50,7 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "Producer",
     "AsyncProducer",
     "Reply",
+    "Progress",
     # Serving
     "Node",
     "NodeSettings",
@@ -81,6 +86,10 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "BrokerUnavailable",
     # … nobody can tell
     "OutcomeUnknown",
+    # … its chunks do not make one stream
+    "StreamError",
+    "StreamGap",
+    "StreamRestarted",
 ]
 
 # Where the names live that are not in bridge_protocol.errors.
@@ -88,6 +97,7 @@ _HOMES = {
     "Producer": "producer.producer",
     "AsyncProducer": "producer.async_producer",
     "Reply": "producer.reply",
+    "Progress": "producer.progress",
     "Node": "worker_node.node",
     "NodeSettings": "worker_node.settings",
     "ServiceSettings": "worker_node.settings",

@@ -1,9 +1,11 @@
-"""`quaybridge call`: one request, and its result on stdout."""
+"""`quaybridge call`: one request, and its result on stdout, or its chunks as they come."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +14,13 @@ import typer
 from quaybridge import request_options as options
 from quaybridge.exit_status import explained
 from quaybridge.logs import LogLevel, log_to_stderr
+from quaybridge.progress_bar import progress_bar
 
 if TYPE_CHECKING:
     from broker.contract import Broker
     from broker.store import Store
+    from producer.async_producer import AsyncProducer
+    from producer.progress import Progress
     from producer.reply import Reply
 
 
@@ -29,35 +34,72 @@ def call(
         bool, typer.Option("--json", help="Print the whole reply as one line of JSON: result, message_id, attempt, …")
     ] = False,
     store: options.StoreDirectory = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Print its chunks as they come, one line of JSON each, and not its result.")
+    ] = False,
     broker: options.BrokerUrl = None,
     config: options.ConfigFile = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Send a request and print its result: laid out on a terminal, one line of JSON in a pipe.
 
-    A failure is one line on stderr that begins with its code, and exit status 1.
+    On a terminal stderr shows a bar while the bridge tells of its progress. A failure is one line on stderr that begins
+    with its code, and exit status 1.
     """
     with explained(verbose=verbose):
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         arguments = options.read_arguments(pairs, args)
-        reply = asyncio.run(_call(*options.read_places(broker, store, config), service, command, arguments, timeout))
+        place, shared = options.read_places(broker, store, config)
+        with progress_bar() as on_progress:
+            asking = _stream if stream else _call
+            reply = asyncio.run(asking(place, shared, service, command, arguments, timeout, on_progress))
         if whole_reply:
             whole = asdict(reply)
             del whole["session_epoch"], whole["fresh"], whole["position"]  # it belongs to no session, and to no map
             _print(whole, plain=True)
-        else:
+        elif not stream:
             _print(reply.result, plain=not sys.stdout.isatty())
 
 
 async def _call(
-    broker: Broker, store: Store | None, service: str, command: str, arguments: dict[str, Any], timeout: float
+    broker: Broker,
+    store: Store | None,
+    service: str,
+    command: str,
+    arguments: dict[str, Any],
+    timeout: float,
+    on_progress: Callable[[Progress], None] | None,
 ) -> Reply:
+    async with _producer(broker, store, timeout) as (producer, left):
+        return await producer.call(service, command, arguments, timeout=left, progress=on_progress)
+
+
+async def _stream(
+    broker: Broker,
+    store: Store | None,
+    service: str,
+    command: str,
+    arguments: dict[str, Any],
+    timeout: float,
+    on_progress: Callable[[Progress], None] | None,
+) -> Reply:
+    async with _producer(broker, store, timeout) as (producer, left):
+        stream = producer.stream(service, command, arguments, timeout=left, progress=on_progress)
+        async for chunk in stream:
+            _print(chunk, plain=True)
+        assert stream.reply is not None
+        return stream.reply
+
+
+@asynccontextmanager
+async def _producer(broker: Broker, store: Store | None, timeout: float) -> AsyncIterator[tuple[AsyncProducer, float]]:
+    """A producer, and how much of `timeout` is left once it is connected."""
     from producer.async_producer import AsyncProducer
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout
     async with AsyncProducer(broker, store=store, connect_timeout=min(timeout, options.CONNECT_TIMEOUT)) as producer:
-        return await producer.call(service, command, arguments, timeout=max(end - loop.time(), 0.001))
+        yield producer, max(end - loop.time(), 0.001)
 
 
 def _print(value: object, *, plain: bool) -> None:

@@ -149,6 +149,8 @@ class BridgeProcess:
         self._write_late: asyncio.TimerHandle | None = None  # while a frame waits to be read
         self._read_at = 0.0  # when the bridge last read some of what waits
         self._frame_late: asyncio.TimerHandle | None = None  # while a frame has begun and not ended
+        self._held = False  # its frames are not read for now
+        self._left = False  # since it was held: some may have been read, and not reported
         self._broken: FrameError | None = None
         self._quote = bytearray()
         self._closed = ""
@@ -232,6 +234,26 @@ class BridgeProcess:
             self._stdin = -1
             self._unwritten.clear()
             self._time_write()
+
+    def hold(self, held: bool) -> None:
+        """Report no more frames, and read none, until told otherwise: then it is held up as soon as its pipe is full.
+
+        Without effect once it is dead: what it wrote before that is reported.
+        """
+        if held is self._held or self._process.returncode is not None:
+            return
+        self._held = held
+        if self._stdout not in self._reading:
+            return
+        if held:
+            self._left = True
+            self._loop.remove_reader(self._stdout)
+            if self._frame_late is not None:
+                self._frame_late.cancel()
+                self._frame_late = None
+        else:
+            self._loop.add_reader(self._stdout, self._read_stdout)
+            self._loop.call_soon(self._report_left)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal to its whole process group."""
@@ -339,6 +361,10 @@ class BridgeProcess:
             self._unwritten.popleft()
 
     def _read_stdout(self) -> None:
+        if self._left:
+            self._report_left()
+            if self._held:
+                return
         data = self._read(self._stdout)
         if data is None:
             return
@@ -348,10 +374,21 @@ class BridgeProcess:
         if not data:
             self._doom(self._names[1])
             return
+        self._report(data)
+
+    def _report_left(self) -> None:
+        if self._left and not self._held and self._stdout in self._reading:
+            self._left = False
+            if self._broken is None:
+                self._report()
+
+    def _report(self, data: bytes = b"") -> None:
+        """Report the frames that are whole, with what was read; those that are left if it is held meanwhile stay."""
         ended = False
         try:
-            self._decoder.receive(data)
-            while (payload := self._decoder.next()) is not None:
+            if data:
+                self._decoder.receive(data)
+            while not self._held and (payload := self._decoder.next()) is not None:
                 ended = True
                 self._on_payload(payload)
         except FrameError as error:
@@ -359,7 +396,7 @@ class BridgeProcess:
             self._quote += self._decoder.rest()[:QUOTE_BYTES]
             self._doom()
         else:
-            if self._frame_late is not None or self._decoder.in_frame:
+            if not self._held and (self._frame_late is not None or self._decoder.in_frame):
                 self._time_frame(ended=ended)
 
     def _closed_stdin(self) -> None:
@@ -412,6 +449,7 @@ class BridgeProcess:
         self.send_signal(signal.SIGKILL)
         _, status, usage = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
+        self._held = False
         left_group = _group_exists(self.pid)
         self._loop.remove_reader(self._exit)
         os.close(self._exit)

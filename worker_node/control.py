@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
-from bridge_protocol.control import Cancel, Owns, control_topology, decode_control
+from bridge_protocol.control import Cancel, Credit, Owns, control_topology, decode_control
 from bridge_protocol.errors import FrameError
 from bridge_protocol.topology import CONTROL
 from broker.contract import Channel, Consumer, Delivery
@@ -19,7 +19,9 @@ logger = logging.getLogger("quaybridge.node")
 
 
 class Control:
-    """Listens for the services of the node `name`; `on_cancel` and `on_owns` are told what concerns one of them.
+    """Listens for the services of the node `name`; `on_cancel`, `on_owns` and `on_credit` are told what concerns one.
+
+    `queue`: where, since it was attached to a channel.
 
     What this node announced itself is left out.
     """
@@ -31,12 +33,15 @@ class Control:
         *,
         on_cancel: Callable[[Cancel], None],
         on_owns: Callable[[Owns], None],
+        on_credit: Callable[[Credit], None],
         on_cancelled: Callable[[Consumer], None],
     ) -> None:
+        self.queue: str | None = None
         self._name = name
         self._services = services
         self._on_cancel = on_cancel
         self._on_owns = on_owns
+        self._on_credit = on_credit
         self._on_cancelled = on_cancelled
 
     def __repr__(self) -> str:
@@ -48,6 +53,7 @@ class Control:
         queue = f"{CONTROL}.{self._name}.{secrets.token_hex(4)}"
         await channel.declare(control_topology(queue, self._services))
         await channel.consume(queue, self._on_delivery, on_cancelled=self._on_cancelled, no_ack=True)
+        self.queue = queue
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -59,5 +65,7 @@ class Control:
             return
         if isinstance(said, Cancel):
             self._on_cancel(said)
+        elif isinstance(said, Credit):
+            self._on_credit(said)
         elif said.node != self._name:
             self._on_owns(said)

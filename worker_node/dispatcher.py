@@ -22,7 +22,14 @@ from typing import Any
 
 from bridge_protocol import messages
 from bridge_protocol.claim_check import ClaimCheck, restored
-from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, epoch_node, read_history
+from bridge_protocol.envelope import (
+    CANCEL_ON_DISCONNECT,
+    WANTS_CHUNKS,
+    WANTS_PROGRESS,
+    Properties,
+    epoch_node,
+    read_history,
+)
 from bridge_protocol.errors import BadRequest, Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.topology import partition_of
@@ -59,6 +66,7 @@ from worker_node.frame_log import FrameLog
 from worker_node.launch import Launcher
 from worker_node.memory import MemoryWatch, tree_memory
 from worker_node.out_of_memory import OutOfMemoryKills
+from worker_node.outlet import Outlet
 from worker_node.process_status import resident
 from worker_node.reaper import Reaper
 from worker_node.rules import pool_limits, retry_policy, session_limits
@@ -82,7 +90,8 @@ class Work(Ticket):
     """A delivery on its way through the node, and what joined it: the same request, delivered again meanwhile.
 
     `identity` None: what comes again is not known again. `payload`: what the bridge is given, if that is not the
-    delivery's body.
+    delivery's body. `outlet`: of what its run says before the reply, where that is wanted; `chunks`: how many the run
+    has sent, in any case.
     """
 
     delivery: Delivery
@@ -91,6 +100,13 @@ class Work(Ticket):
     identity: Identity | None = None
     joined: tuple[Delivery, ...] = ()
     payload: bytes | None = None
+    outlet: Outlet | None = None
+    chunks: int = 0
+
+    @property
+    def requester(self) -> Properties:
+        """The envelope of whoever asked last."""
+        return (self.joined[-1] if self.joined else self.delivery).properties
 
     @property
     def stale(self) -> bool:
@@ -109,6 +125,7 @@ class Bridge:
     capabilities: messages.Capabilities = field(default_factory=messages.Capabilities)
     trouble: Fault | None = None  # why it was condemned, for the requests that go down with it
     taken_down: dict[Step, float] = field(default_factory=dict)  # when it was taken to each rung of the ladder
+    held_by: set[Outlet] = field(default_factory=set)  # those without credit, for which it is not read
     told: set[int] = field(default_factory=set)  # ids of what the node asked for itself, and got no answer to yet
 
 
@@ -128,6 +145,7 @@ class Dispatcher:
         reaper: Reaper,
         publish_timeout: float,
         stall_timeout: float,
+        control_queue: Callable[[], str | None],
         on_change: Callable[[], None],
         out_of_memory: OutOfMemoryKills,
         store: Store | None = None,
@@ -146,6 +164,10 @@ class Dispatcher:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._on_change = on_change
+        self._link = link
+        self._publish_timeout = publish_timeout
+        self._control_queue = control_queue
+        self._outlets: dict[str, Outlet] = {}  # of what runs, by the id of the run
         self._spawn = spawn
         self._out_of_memory = out_of_memory
         self._frames = self._frame_log()
@@ -301,6 +323,16 @@ class Dispatcher:
         self.tombstones.lay(message_id, self._loop.time())
         self._abandon(lambda work: work.delivery.properties.message_id == message_id)
 
+    def grant(self, run: str, chunks: int) -> None:
+        """The reader of that run has taken so many of its chunks, all in all."""
+        if (outlet := self._outlets.get(run)) is not None:
+            outlet.grant(chunks)
+
+    def readdress(self) -> None:
+        """This node has another control queue."""
+        for outlet in list(self._outlets.values()):
+            outlet.readdress()
+
     def watched(self) -> Iterable[str]:
         """The reply addresses of requests that shall end with their requester."""
         return (address for work in self.pool.tickets() if (address := _watched_address(work)) is not None)
@@ -312,6 +344,8 @@ class Dispatcher:
     def _abandon(self, unwanted: Callable[[Work], bool]) -> None:
         for work in [work for work in self.pool.tickets() if unwanted(work)]:
             self._perform(self.pool.cancel(work, self._loop.time()))
+            if work.outlet is not None:
+                work.outlet.shut()
 
     def look_ahead(self) -> int:
         """Look how long requests run; how many to take beyond those that can run at once. About once a second."""
@@ -356,11 +390,13 @@ class Dispatcher:
                 "deadlines with it",
                 *(self.name, delivery.properties.message_id or verdict.request_id, ahead),
             )
+        streams = delivery.properties.headers.get(WANTS_CHUNKS) is True
         work = Work(
             request_id=verdict.request_id,
             deadline=math.inf if verdict.deadline is None else now + verdict.deadline / 1000 - wall,
             alone=verdict.attempt > 1,
-            light=len(delivery.body) <= LIGHT,
+            light=len(delivery.body) <= LIGHT and not streams,
+            streams=streams,
             delivery=delivery,
             command=verdict.command,
             attempt=verdict.attempt,
@@ -440,6 +476,7 @@ class Dispatcher:
         """It is in the pool no more."""
         if work.identity is not None:
             self._known.pop(work.identity, None)
+        self._close_outlet(work)
         self._left.set()
 
     def _on_payload(self, bridge: Bridge, payload: bytes | bytearray) -> None:
@@ -480,6 +517,7 @@ class Dispatcher:
             self._violation(bridge, f"it began id {message.id} before it answered the one before, and claims 'ahead'")
             return
         if isinstance(message, messages.Progress | messages.Chunk):
+            self._on_event(bridge, run.ticket, message, payload)
             return
         actions = self.pool.finished(slot, message.id, now, recycle=message.recycle)
         work = run.ticket
@@ -487,7 +525,9 @@ class Dispatcher:
         self._perform(actions)
         self.lookahead.ran(now - run.started)
         # A cancelled request that came to its result all the same was first.
-        reason = None if run.reason is Reason.CANCELLED and isinstance(message, messages.Result) else run.reason
+        reason = run.reason
+        if reason is Reason.CANCELLED and isinstance(message, messages.Result) and not _lacks_chunks(work):
+            reason = None
         if reason is not None:
             self._fail(work, reason, bridge if run.begun else None, message)
             return
@@ -498,6 +538,61 @@ class Dispatcher:
                 self.answered.keep(work.identity, work.delivery.body, payload, now)
         else:
             self.settlement.fail(self._case(work, slot), application_error(message), payload)
+
+    def _on_event(
+        self, bridge: Bridge, work: Work, event: messages.Progress | messages.Chunk, payload: bytes | bytearray
+    ) -> None:
+        if isinstance(event, messages.Chunk):
+            if event.seq != work.chunks:
+                self._violation(bridge, f"it sent chunk {event.seq} of id {event.id}, and {work.chunks} was the next")
+                return
+            work.chunks += 1
+            if work.outlet is not None:
+                work.outlet.chunk(payload)
+        elif work.outlet is not None:
+            work.outlet.progress(payload)
+
+    def _open_outlet(self, bridge: Bridge, work: Work) -> None:
+        """A run begins: an outlet for what it says before its reply, if that is wanted."""
+        self._close_outlet(work)  # of a run that was given to another bridge unbegun
+        work.outlet = None
+        work.chunks = 0
+        headers = work.delivery.properties.headers
+        chunks, progress = headers.get(WANTS_CHUNKS) is True, headers.get(WANTS_PROGRESS) is True
+        if not (chunks or progress) or reply_address(work.requester) is None:
+            return
+        outlet: Outlet
+
+        def hold(held: bool) -> None:
+            (bridge.held_by.add if held else bridge.held_by.discard)(outlet)
+            bridge.process.hold(bool(bridge.held_by))
+
+        outlet = work.outlet = Outlet(
+            self._link,
+            node=self._node,
+            attempt=work.attempt,
+            chunks=chunks,
+            progress=progress,
+            delay=self.settings.stream.delay,
+            reader_timeout=self.settings.stream.reader_timeout,
+            publish_timeout=self._publish_timeout,
+            requester=lambda: work.requester,
+            control_queue=self._control_queue,
+            on_hold=hold,
+            on_stalled=lambda why: self._on_reader_stalled(work, why),
+        )
+        self._outlets[outlet.run] = outlet
+
+    def _close_outlet(self, work: Work) -> None:
+        """A run is over: what it said before its reply goes out."""
+        if work.outlet is not None:
+            work.outlet.end()
+            self._outlets.pop(work.outlet.run, None)
+
+    def _on_reader_stalled(self, work: Work, why: str) -> None:
+        name = work.delivery.properties.message_id or str(work.request_id)
+        logger.warning("%s: request %s is stopped: %s", self.name, printable(name), why)
+        self._perform(self.pool.cancel(work, self._loop.time(), Reason.READER_STALLED))
 
     def _greeted(self, bridge: Bridge, message: messages.Result | messages.Failure | object) -> None:
         if not isinstance(message, messages.Result) or message.id != messages.HANDSHAKE_ID:
@@ -634,6 +729,7 @@ class Dispatcher:
                     self._say(self._bridges[slot], messages.CANCEL, {"id": request_id, "unbegun": True})
                 case Cancel(slot, request_id):
                     bridge = self._bridges[slot]
+                    self._shut_outlet(slot, request_id)
                     self._say(bridge, messages.CANCEL, {"id": request_id})
                     # Half of the time it has to answer is left for the stacks of one that does not.
                     self._loop.call_later(self.settings.stop_timeout / 2, self._ask_stacks, bridge, request_id)
@@ -642,6 +738,12 @@ class Dispatcher:
                 self._timer.cancel()
             self._timer_at = self.pool.wake_at
             self._timer = self._loop.call_at(self._timer_at, self._due)
+
+    def _shut_outlet(self, slot: int, request_id: int) -> None:
+        """Whatever the run says now is dropped, and read: the bridge must not be held when it is told to end."""
+        run = self.pool.run(slot, request_id)
+        if run is not None and run.ticket.outlet is not None:
+            run.ticket.outlet.shut()
 
     def _due(self) -> None:
         self._timer = None
@@ -653,6 +755,7 @@ class Dispatcher:
         """Send the request to the bridge; what the pool wants done if it was not the bridge that it concerns."""
         if work.claim is not None and work.claim.closes and not _knows_sessions(bridge):
             return self._close_session(bridge.slot, work)
+        self._open_outlet(bridge, work)
         body = work.payload or work.delivery.body
         self._write(bridge, body if work.attempt == 1 else messages.with_attempt(body, work.attempt))
         return []
@@ -741,6 +844,8 @@ class Dispatcher:
             self._note_start_failure(bridge.seat, f"no answer to its handshake {within}")
         logger.debug("%s[%d]: bridge %d: %s (%s)", self.name, bridge.seat, process.pid, step.value, reason)
         bridge.taken_down[step] = self._loop.time()
+        for request_id in list(self.pool.slots[bridge.slot].runs):
+            self._shut_outlet(bridge.slot, request_id)
         process.look()
         match step:
             case Step.ASK:
@@ -810,10 +915,12 @@ class Dispatcher:
         if bridge is None or not self._is_tried_again(work, reason, bridge):
             self._fail(work, reason, bridge)
             return []
+        self._close_outlet(work)
         again = Work(
             request_id=work.request_id,
             deadline=work.deadline,
             alone=True,
+            streams=work.streams,
             claim=work.claim,
             delivery=work.delivery,
             command=work.command,
@@ -849,6 +956,8 @@ class Dispatcher:
         details = dict(trouble.details) if trouble is not None else {}
         if reason is Reason.RUN_TIMEOUT:
             details["timeout"] = reason.value
+        if reason is Reason.READER_STALLED and work.outlet is not None:
+            details["why"] = work.outlet.trouble
         if isinstance(said, messages.Failure) and said.info is not None and said.info.traceback:
             details["traceback"] = said.info.traceback  # where it was when it was cancelled
         if reason in (Reason.SESSION_LOST, Reason.REPEATED):
@@ -887,6 +996,8 @@ class Dispatcher:
             epoch=self._epoch(work),
             fresh=work.fresh,
             delayed=work.claim is None,
+            run=work.outlet.run if work.outlet is not None and work.outlet.chunks else None,
+            chunks=work.chunks,
         )
 
     def _epoch(self, work: Work) -> str | None:
@@ -913,6 +1024,11 @@ class Dispatcher:
             or "-"
         )
         bridge_logger.info("%s[%d] %s: %s", self.name, bridge.seat, ids, line)
+
+
+def _lacks_chunks(work: Work) -> bool:
+    """Whether chunks that were wanted were dropped, so that its result would be that of another stream."""
+    return work.outlet is not None and work.outlet.dropped
 
 
 def _knows_sessions(bridge: Bridge) -> bool:
@@ -942,5 +1058,5 @@ def _replayed(delivery: Delivery) -> bool:
 
 def _watched_address(work: Work) -> str | None:
     """Where its requester is, if it shall end with them: where they asked last, who may have had to ask again."""
-    properties = (work.joined[-1] if work.joined else work.delivery).properties
+    properties = work.requester
     return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None

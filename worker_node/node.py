@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any
 
-from bridge_protocol.control import OWNS, Cancel, Owns, encode_owns, owns_key
+from bridge_protocol.control import OWNS, Cancel, Credit, Owns, encode_owns, owns_key
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import (
@@ -92,6 +92,7 @@ class Node:
             tuple(service.name for service in settings.services),
             on_cancel=self._on_cancel,
             on_owns=self._on_owns,
+            on_credit=self._on_credit,
             on_cancelled=self._on_cancelled,
         )
         self._requesters = Requesters(broker, self.name, watched=self._watched, on_gone=self._on_gone)
@@ -146,6 +147,7 @@ class Node:
                 reaper=self._reaper,
                 publish_timeout=self.settings.publish_timeout,
                 stall_timeout=self.settings.stall_timeout,
+                control_queue=lambda: self._control.queue,
                 on_change=self._changed.set,
                 out_of_memory=self._out_of_memory,
                 store=self._store,
@@ -305,6 +307,7 @@ class Node:
         await channel.declare(shared_topology())
         await self._control.attach(channel)
         for dispatcher, intake in self._services:
+            dispatcher.readdress()
             await channel.declare(service_topology(dispatcher.name))
             await intake.attach(channel)
         for dispatcher, partitions in self._partitions:
@@ -339,6 +342,11 @@ class Node:
         for dispatcher in self.services:
             if dispatcher.name == cancel.service:
                 dispatcher.cancel(cancel.message_id)
+
+    def _on_credit(self, credit: Credit) -> None:
+        for dispatcher in self.services:
+            if dispatcher.name == credit.service:
+                dispatcher.grant(credit.run, credit.chunks)
 
     # Whose the sessions are.
 

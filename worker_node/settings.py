@@ -134,6 +134,18 @@ class SessionSettings(Settings):
     patience: Seconds = Field(300.0, description="seconds that is waited for; then its sessions end")
 
 
+class StreamSettings(Settings):
+    """How the chunks of a running request go to its reader."""
+
+    delay: float = Field(
+        0.005, ge=0, le=1, allow_inf_nan=False, description="seconds a chunk may wait to travel with those after it"
+    )
+    reader_timeout: Seconds = Field(
+        30.0,
+        description="seconds without credit from a reader who has none left, until the work ends",
+    )
+
+
 class RecycleSettings(Settings):
     """When a bridge is replaced by a new one, between two requests. Each is off unless set.
 
@@ -251,6 +263,7 @@ class ServiceSettings(Settings):
     answered: AnsweredSettings = AnsweredSettings()
     limits: LimitSettings = LimitSettings()
     sessions: SessionSettings = SessionSettings()
+    stream: StreamSettings = StreamSettings()
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables for the bridges; {slot} is replaced by the slot's number"
     )

@@ -19,6 +19,8 @@ from bridge_protocol.envelope import (
     DEADLINE,
     DIRECT_REPLY_TO,
     RESULT,
+    WANTS_CHUNKS,
+    WANTS_PROGRESS,
     History,
     message_id_problem,
     read_history,
@@ -73,6 +75,8 @@ class Case:
     joined: tuple[Delivery, ...] = ()
     epoch: str | None = None  # of the session that it ran in, or asked for in vain
     fresh: bool = False  # that is not the one it asked for
+    run: str | None = None  # where its chunks are wanted: what they are known by
+    chunks: int = 0  # how many there were
     delayed: bool = True  # whether another try may wait in a delay queue: not in a session
 
     @property
@@ -268,6 +272,8 @@ class Settlement:
                 epoch=case.epoch,
                 fresh=case.fresh,
                 claim=(claim := claimed is not None and _takes_claims(delivery)),
+                run=case.run,
+                chunks=case.chunks,
             )
             body = claimed if claim and claimed is not None else payload
             replies.append(Message(exchange="", routing_key=address, body=body, properties=envelope))
@@ -296,6 +302,8 @@ class Settlement:
             cancel_on_disconnect=old.headers.get(CANCEL_ON_DISCONNECT) is True,
             claims=old.headers.get(CLAIMS) is True,
             priority=old.priority,
+            chunks=old.headers.get(WANTS_CHUNKS) is True,
+            progress=old.headers.get(WANTS_PROGRESS) is True,
         )
         return Message(exchange=exchange, routing_key=key, body=delivery.body, properties=properties)
 

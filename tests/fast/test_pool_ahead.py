@@ -295,3 +295,14 @@ def test_aborted_all_of_it_is_handed_back() -> None:
     submitted(tried, first, second)
     tried.abort(1)
     assert tried.exited(0, 1) == [End(first, Reason.DRAINED, 0), End(second, Reason.DRAINED)]
+
+
+def test_nothing_waits_in_the_pipe_behind_one_that_streams() -> None:
+    """Its bridge may be held up for its reader, and then nothing could be given back."""
+    tried = pool()
+    streaming, other = ticket(1, streams=True, light=False), ticket(2)
+    assert tried.submit(streaming, 0) == [Send(0, streaming)]
+    assert tried.submit(other, 0) == []
+    assert tried.finished(0, 1, 1) == [Send(0, other)]
+    third = ticket(3)
+    assert tried.submit(third, 1) == [Send(0, third)], "and behind others as before"

@@ -150,3 +150,29 @@ def test_one_that_is_gone_is_nobodys() -> None:
     tried.finished(0, 1, 1)
     tried.submit(ticket(1), 2)  # another of the same id
     assert tried.cancel(running, 3) == []
+
+
+def test_one_whose_reader_stalled_is_stopped_as_if_it_were_cancelled_and_keeps_that_reason() -> None:
+    tried = pool(cancels=True)
+    running = ticket(1)
+    tried.submit(running, 0)
+    assert tried.cancel(running, 1, Reason.READER_STALLED) == [Cancel(0, 1)]
+    assert tried.cancel(running, 2) == [], "it is being stopped already"
+    run = tried.run(0, 1)
+    assert run is not None
+    assert run.reason is Reason.READER_STALLED
+    (stop,) = tried.due(5)
+    assert stop == Stop(0, Step.TERMINATE, Reason.READER_STALLED)
+    assert End(running, Reason.READER_STALLED, 0) in tried.exited(0, 6)
+
+
+def test_what_shares_a_bridge_with_one_whose_reader_stalled_is_its_neighbour() -> None:
+    tried = pool(concurrency=2)
+    stalled, other = ticket(1), ticket(2)
+    tried.submit(stalled, 0)
+    tried.submit(other, 0)
+    tried.cancel(stalled, 1, Reason.READER_STALLED)
+    tried.due(5)
+    ended = tried.exited(0, 6)
+    assert End(stalled, Reason.READER_STALLED, 0) in ended
+    assert End(other, Reason.NEIGHBOUR, 0) in ended

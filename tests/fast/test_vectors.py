@@ -128,8 +128,12 @@ def test_control_messages(case: dict[str, Any]) -> None:
         assert refused.value.kind == case["error"]
         return
     said = control.decode_control(body)
-    assert (None if said is None else asdict(said)) == case["cancel"]
-    if said is not None:
+    kind = "credit" if isinstance(said, control.Credit) else "cancel"
+    assert (None if said is None else asdict(said)) == case[kind]
+    if isinstance(said, control.Credit):
+        assert (control.encode_credit(said) == body) == case["canonical"]
+    elif said is not None:
+        assert isinstance(said, control.Cancel)
         assert (control.encode_cancel(said) == body) == case["canonical"]
 
 

@@ -122,12 +122,27 @@ def test_the_complete_message_is_admitted_and_each_reply_address_too() -> None:
         assert reply_to_problem(address) is None
 
 
-def test_the_example_of_a_cancel_is_one() -> None:
-    (body,) = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
+def test_the_examples_of_a_cancel_and_of_a_credit_are_such() -> None:
+    body, granted = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
     cancel = control.decode_control(body.encode())
-    assert cancel is not None
+    assert isinstance(cancel, control.Cancel)
     assert control.encode_cancel(cancel) == body.encode()
     assert control.cancel_key("<service>") in WIRE
+    credit = control.decode_control(granted.encode())
+    assert isinstance(credit, control.Credit)
+    assert control.encode_credit(credit) == granted.encode()
+
+
+def test_the_numbers_of_a_stream_are_the_numbers() -> None:
+    section = WIRE.split("\n## 2.10 Streams")[1].split("\n## ")[0]
+    settings = ServiceSettings(name="echo", command=("program",)).stream
+    assert f"{control.WINDOW_CHUNKS} chunks or {control.WINDOW_BYTES // 2**20} MiB" in section
+    assert f"{settings.delay * 1000:g} ms (`stream.delay`)" in section
+    assert f"{settings.reader_timeout:g} s (`stream.reader_timeout`)" in section
+    assert (
+        f"after each {control.WINDOW_CHUNKS // 4} chunks and after each {control.WINDOW_BYTES // 4096} KiB" in section
+    )
+    assert control.MAX_RUN == 64
 
 
 def test_messages_are_told_apart_as_it_says() -> None:

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from bridge_protocol.frames import FrameDecoder, encode_frame
-from bridge_protocol.messages import Failure, Request, Result, decode_message, encode_request, handshake
+from bridge_protocol.messages import (
+    Chunk,
+    Failure,
+    Progress,
+    Request,
+    Result,
+    decode_message,
+    encode_request,
+    handshake,
+)
 
 PATIENCE = 20  # seconds until a test gives up waiting
 MARKED = {"QUAYBRIDGE_BRIDGE": "1"}
@@ -65,14 +74,19 @@ class Client:
             data = data[os.write(self._source, data) :]
 
     def receive(self) -> Result | Failure:
+        """The next thing it says, which must be a final reply."""
+        message = self.said()
+        assert isinstance(message, Result | Failure), message
+        return message
+
+    def said(self) -> Result | Failure | Progress | Chunk:
+        """The next thing it says."""
         while (payload := self._decoder.next()) is None:
             assert select.select([self._sink], [], [], PATIENCE)[0], "no reply"
             data = os.read(self._sink, 65536)
             assert data, f"the bridge is gone: {self.process.wait(PATIENCE)}, {self.stderr()}"
             self._decoder.receive(data)
-        message = decode_message(payload)
-        assert isinstance(message, Result | Failure)
-        return message
+        return decode_message(payload)
 
     def call(self, command: str, /, **args: Any) -> Any:
         """The result of a request; its failure fails the test."""

@@ -620,3 +620,53 @@ def test_the_test_bridges_need_nothing_but_python() -> None:
         answer = subprocess.run(command, input=b"", capture_output=True, timeout=PATIENCE, check=False)
         assert answer.returncode == 0
         assert answer.stdout == b""
+
+
+# Holding.
+
+# Frames in one write, and half of another a moment later.
+FRAMES = r"""printf '\0\0\0\3{1}\0\0\0\3{2}\0\0\0\3{3}\0\0\0\3{4'; read line; printf '}'; read line"""
+
+
+async def test_one_that_is_held_in_the_middle_of_what_was_read_says_the_rest_later(witness: Witness) -> None:
+    process = witness.start(shell(FRAMES), frame_timeout=0.2)
+    real = witness._write
+
+    def hold_at_two(what: str, value: Any) -> None:
+        real(what, value)
+        if value == b"{2}":
+            process.hold(True)
+            process.hold(True)
+
+    witness._write = hold_at_two  # type: ignore[method-assign]
+    await until(lambda: witness.said("payload") == [b"{1}", b"{2}"])
+    await asyncio.sleep(0.4)  # longer than a frame may take
+    assert witness.kinds == ["payload", "payload"], "no more is reported, and no frame is late that nobody reads"
+    witness._write = real  # type: ignore[method-assign]
+    process.hold(False)
+    await until(lambda: witness.said("payload") == [b"{1}", b"{2}", b"{3}"])
+    await witness.first("stalled")  # the one that is begun has to end in its time again
+    assert process._stdin >= 0
+    os.write(process._stdin, b"\n")
+    await until(lambda: witness.said("payload")[-1] == b"{4}")
+    process.end_input()
+    await witness.end()
+
+
+async def test_what_one_wrote_before_it_died_is_reported_though_it_was_held(witness: Witness) -> None:
+    process = witness.start(shell(r"read line; printf '\0\0\0\3{1}\0\0\0\3{2}'; kill -9 $$"))
+    process.hold(True)
+    os.write(process._stdin, b"\n")
+    assert (await witness.end()).signal == signal.SIGKILL
+    assert witness.said("payload") == [b"{1}", b"{2}"]
+
+
+async def test_one_that_is_held_is_read_no_further_than_its_pipe_holds(witness: Witness) -> None:
+    process = witness.start(shell(r"while :; do printf '\0\0\0\3{1}'; done"))
+    await witness.first("payload")
+    process.hold(True)
+    count = len(witness.log)
+    await asyncio.sleep(0.2)
+    assert len(witness.log) == count
+    process.hold(False)
+    await until(lambda: len(witness.log) > count)

@@ -83,6 +83,7 @@ class Reason(StrEnum):
     NEIGHBOUR = "neighbour"  # the ticket's bridge had to go because of another request on it
     MEMORY_HARD = "memory_hard"  # more memory than it may ever have
     DRAINED = "drained"
+    READER_STALLED = "reader_stalled"  # whoever reads its chunks takes none
     CANCELLED = "cancelled"  # nobody wants the request any more
     SESSION_LOST = "session_lost"  # the ticket's epoch is gone
     REPEATED = "repeated"  # the ticket's request began in this epoch already, and has ended
@@ -116,6 +117,7 @@ _FIRST_STEP: Final = {
     Reason.WRITE_TIMEOUT: Step.TERMINATE,
     Reason.FRAME_TIMEOUT: Step.TERMINATE,
     Reason.CANCELLED: Step.TERMINATE,
+    Reason.READER_STALLED: Step.TERMINATE,
     Reason.VIOLATION: Step.KILL,
     Reason.MEMORY_HARD: Step.KILL,
 }
@@ -153,7 +155,8 @@ class Ticket:
     """A delivery waiting for or holding a slot. `deadline` on the pool's clock, infinite where there is none.
 
     `alone`: it may not share its bridge (a later attempt: it may be what killed the last one). `light`: it is small
-    enough to wait in a bridge's pipe. Set by the pool: `since`, when it came; `session`, the one it belongs to;
+    enough to wait in a bridge's pipe. `streams`: its bridge may be held up for its reader, so nothing waits behind it
+    there. Set by the pool: `since`, when it came; `session`, the one it belongs to;
     `fresh`, that this is not the one it asked for.
     """
 
@@ -161,6 +164,7 @@ class Ticket:
     deadline: float = math.inf
     alone: bool = False
     light: bool = False
+    streams: bool = False
     claim: Claim | None = None
     since: float = 0.0
     session: Session | None = None
@@ -655,8 +659,8 @@ class Pool(Generic[T]):
                 self._end_session(session, Ending.MOVED, actions)
         return actions
 
-    def cancel(self, ticket: T, now: float) -> list[Action[T]]:
-        """Nobody wants a ticket any more that is in the pool: it ends, at once if it waits.
+    def cancel(self, ticket: T, now: float, reason: Reason = Reason.CANCELLED) -> list[Action[T]]:
+        """Nobody wants a ticket any more that is in the pool, for that `reason`: it ends, at once if it waits.
 
         Where it runs it has `cancel_timeout` to end by itself, and is told to if its bridge can be told; then its
         bridge is stopped.
@@ -664,18 +668,18 @@ class Pool(Generic[T]):
         actions: list[Action[T]] = []
         if ticket in self.waiting:
             self.waiting.remove(ticket)
-            actions.append(End(ticket, Reason.CANCELLED))
+            actions.append(End(ticket, reason))
             self._assign(now, actions)  # it may have held up those behind it
             return actions
         for slot in self.slots:
             if ticket in slot.pinned:
                 self._unpin(slot, ticket, actions)
-                actions.append(End(ticket, Reason.CANCELLED))
+                actions.append(End(ticket, reason))
                 self._assign(now, actions)  # as above
                 return actions
             run = slot.runs.get(ticket.request_id)
             if run is not None and run.ticket is ticket and run.reason is None:
-                run.reason = Reason.CANCELLED
+                run.reason = reason
                 run.due = min(run.due, now + self.limits.cancel_timeout)
                 self._watch(run.due)
                 if slot.phase is Phase.READY and slot.cancels and run.due > now:
@@ -1190,6 +1194,7 @@ class Pool(Generic[T]):
     def _send(self, slot: Slot[T], ticket: T, now: float, actions: list[Action[T]]) -> None:
         if len(slot.runs) < slot.concurrency:
             run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
+            slot.slow = slot.slow or ticket.streams
         else:
             run = Run(ticket, now, ticket.deadline, begun=False)
             self._watch(next(iter(slot.runs.values())).started + self.limits.recall_after)
@@ -1274,4 +1279,5 @@ def _lateness(run: Run[T]) -> Reason:
 
 def _shared_fate(reason: Reason) -> Reason:
     """What a bridge's end means for a request on it that was not itself late or cancelled."""
-    return Reason.NEIGHBOUR if reason in (Reason.RUN_TIMEOUT, Reason.DEADLINE, Reason.CANCELLED) else reason
+    late = (Reason.RUN_TIMEOUT, Reason.DEADLINE, Reason.CANCELLED, Reason.READER_STALLED)
+    return Reason.NEIGHBOUR if reason in late else reason

@@ -19,6 +19,7 @@ _CODES: Final = {
     Reason.FRAME_TIMEOUT: Code.BRIDGE_TIMEOUT,
     Reason.DEADLINE: Code.DEADLINE_EXCEEDED,
     Reason.CANCELLED: Code.CANCELLED,
+    Reason.READER_STALLED: Code.READER_STALLED,
     Reason.START_FAILED: Code.BRIDGE_UNAVAILABLE,
     Reason.START_TIMEOUT: Code.BRIDGE_UNAVAILABLE,
 }
@@ -57,6 +58,8 @@ def _message(reason: Reason, limits: PoolLimits, *, ran: bool) -> str:
             return "it was cancelled while it ran, and stopped"
         case Reason.CANCELLED:
             return "it was cancelled before it ran"
+        case Reason.READER_STALLED:
+            return "its chunks could not be delivered; it was stopped"
         case Reason.NEIGHBOUR:
             return "its bridge was stopped because of another request on it"
         case Reason.MEMORY_HARD:
