@@ -27,6 +27,7 @@ from bridge_protocol.errors import (
 )
 from broker.contract import ChannelClosed, Message
 from producer import chunks as chunks_of_a_stream
+from producer.async_producer import AsyncProducer
 from producer.producer import Producer
 from producer.progress import Progress
 from producer.stream import AsyncStream
@@ -105,9 +106,9 @@ async def test_the_first_chunk_is_not_kept_waiting_and_those_after_it_only_that_
     await serve(rig, stream={"delay": 1})
     loop = asyncio.get_running_loop()
     came: list[float] = []
-    async for _ in stream(rig, "count", {"to": 5, "pause": 0.4}):
+    async for _ in stream(rig, "count", {"to": 5, "pause": 0.3}):
         came.append(loop.time())
-    # They are made 0.4 s apart: the first goes alone, the next two or three together a second later.
+    # They are made 0.3 s apart: the first goes alone, the next three or four together a second later.
     assert came[1] - came[0] > 0.5
     assert came[2] - came[1] < 0.3
 
@@ -362,6 +363,18 @@ async def test_what_cannot_be_asked_is_said_at_once(rig: Rig) -> None:
     assert [chunk async for chunk in said] == ["0"]
     with pytest.raises(RuntimeError, match="iterated once"):
         aiter(said)
+
+
+async def test_streams_come_by_a_reply_queue_too_and_are_not_for_who_collects(rig: Rig) -> None:
+    await serve(rig)
+    async with AsyncProducer(rig.broker, reply_queue="mine") as producer:
+        said = producer.stream("work", "count", {"to": 1000}, timeout=PATIENCE)
+        assert [chunk async for chunk in said] == [str(number) for number in range(1000)]
+        async for _ in producer.stream("work", "count", {"to": 10**6}, timeout=PATIENCE):
+            break
+        await until(lambda: not any(rig.nodes[0].services[0].pool.tickets()))
+        assert (await producer.call("work", "steps", {"to": 1}, timeout=PATIENCE)).result == 1
+        assert [reply async for reply in producer.collect(idle_timeout=0.05)] == []
 
 
 async def test_threads_read_streams_too(rig: Rig) -> None:
