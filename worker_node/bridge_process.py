@@ -340,8 +340,11 @@ class BridgeProcess:
 
     def _read_stdout(self) -> None:
         data = self._read(self._stdout)
-        if data is None:
-            return
+        if data is not None:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Take what its stdout gave; empty: the end of that."""
         if self._broken is not None:
             self._quote += data[: QUOTE_BYTES - len(self._quote)]
             return
