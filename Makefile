@@ -80,4 +80,11 @@ clean: ## remove .venv, caches and build products
 	$(INSTALL) '.[bench]'
 	@touch $@
 
-.PHONY: help demo test test-fast soak chaos lint bench rabbitmq clean
+# DSPy is 300 MB with what it needs: only for its example, and for the tests of that, which say so where it is not.
+dspy: .venv/.dspy ## install DSPy, for examples/dspy and its tests
+
+.venv/.dspy: .venv/.ready
+	$(INSTALL) '.[test,dspy]'
+	@touch $@
+
+.PHONY: help demo test test-fast soak chaos lint bench rabbitmq dspy clean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -137,20 +137,34 @@ class Bridge:
         main thread.
         """
         stdio = claim()
-        for command in self._sessions.commands(self._session_id):
-            self._add(command)
-        if any(command.asynchronous for command in self._commands.values()):
+        commands = self.commands()
+        if any(command.asynchronous for command in commands.values()):
             from bridge_sdk.async_server import AsyncServer  # asyncio costs 30 ms and 7 MB
 
-            self._server = AsyncServer(self._commands, stdio, self._concurrency)
+            self._server = AsyncServer(commands, stdio, self._concurrency)
         else:
-            self._server = Server(self._commands, stdio, self._concurrency)
+            self._server = Server(commands, stdio, self._concurrency)
         self._server.serve()
+
+    def commands(self) -> Mapping[str, Command]:
+        """All commands by name, those of sessions too. Raises ValueError if one of these has a name that is taken."""
+        found = dict(self._commands)
+        for command in self._sessions.commands(self._session_id):
+            _add(found, command)
+        return found
+
+    def forget_sessions(self) -> None:
+        """Drop all sessions, as the end of the process does: nobody is told."""
+        self._sessions.clear()
 
     def _session_id(self) -> str | None:
         return self.request.session_id
 
     def _add(self, command: Command) -> None:
-        if command.name in self._commands:
-            raise ValueError(f"there is a command {command.name!r} already")
-        self._commands[command.name] = command
+        _add(self._commands, command)
+
+
+def _add(commands: dict[str, Command], command: Command) -> None:
+    if command.name in commands:
+        raise ValueError(f"there is a command {command.name!r} already")
+    commands[command.name] = command

@@ -52,6 +52,10 @@ class SessionTable:
             self._sessions[id] = session  # only if opening it went well
         return session
 
+    def clear(self) -> None:
+        """Drop them all, without a word."""
+        self._sessions.clear()
+
     def cleanup(self, session_id: str) -> dict[str, Any]:
         """The command `cleanup_session`: that session is over."""
         session = self._sessions.pop(session_id, None)

@@ -34,6 +34,10 @@ def demo(
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Half-way, kill a bridge and (with RabbitMQ) a node with SIGKILL.")
     ] = False,
+    dspy: Annotated[
+        bool,
+        typer.Option("--dspy", help="Instead: DSPy programs in sessions answer questions, on the embedded broker."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Analyse every Python file of a corpus through real bridges, and prove the result.
@@ -50,6 +54,9 @@ def demo(
         from quaybridge.demo import Plan, python_files, standard_library
 
         log_to_stderr(LogLevel.ERROR)
+        if dspy:
+            _answer_questions(nodes, as_json=as_json)
+            return
         if broker not in ("auto", "memory"):
             _check_url(broker)
         directory = corpus or standard_library()
@@ -64,6 +71,26 @@ def demo(
             verified = _run(plan, choice, files, show, as_json=as_json)
     if not verified:
         raise typer.Exit(ExitStatus.FAILED)
+
+
+def _answer_questions(nodes: int, *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from quaybridge.dspy_demo import answer_by_programs
+
+    answered = [asdict(one) for one in asyncio.run(answer_by_programs(nodes))]
+    if as_json:
+        typer.echo(json.dumps(answered))
+        return
+    columns = list(answered[0])
+    widths = [
+        max(len(one[column]) for one in (*answered, dict(zip(columns, columns, strict=True)))) for column in columns
+    ]
+    for line in (columns, *(one.values() for one in answered)):
+        typer.echo("  ".join(f"{value:<{width}}" for value, width in zip(line, widths, strict=True)).rstrip())
+    sessions = len({one["session"] for one in answered})
+    served = len({one["node"] for one in answered})
+    typer.echo(f"{len(answered)} questions answered by {sessions} programs in {sessions} sessions over {served} nodes")
 
 
 def _check_url(url: str) -> None:

@@ -366,8 +366,11 @@ class BridgeProcess:
             if self._held:
                 return
         data = self._read(self._stdout)
-        if data is None:
-            return
+        if data is not None:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        """Take what its stdout gave; empty: the end of that."""
         if self._broken is not None:
             self._quote += data[: QUOTE_BYTES - len(self._quote)]
             return

@@ -90,6 +90,27 @@ def test_a_difference_is_told_and_ends_with_1(tmp_path: Path) -> None:
     assert "mine.py" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        ("from quaybridge.__main__ import main; sys.argv = ['quaybridge', 'demo', '--dspy']; main()", "not installed"),
+        ("import runpy; runpy.run_module('examples.dspy', run_name='__main__')", "dspy"),
+    ],
+)
+def test_without_dspy_one_sentence_says_how_to_get_it(start: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['dspy'] = None; {start}"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert said in line
+    assert "pip install 'quaybridge[dspy]'" in line
+
+
 async def test_a_corpus_without_python_is_a_clear_error(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         ended = await run("demo", "--broker", "memory", "--corpus", str(directory))
