@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
+from bridge_protocol.messages import Request
 from bridge_sdk.command import Command, commands_of
 from bridge_sdk.parameters import SESSION_ID
 from bridge_sdk.server import RUNNING, Server
@@ -30,6 +31,13 @@ class RequestContext:
     traceparent: str | None
 
 
+class ProgressSink(Protocol):
+    """Who serves commands, as far as they speak of their progress."""
+
+    def send_progress(self, request: Request, data: Any) -> None:
+        """Say how far a request is. Raises ValueError for what cannot be said."""
+
+
 class Bridge:
     """A set of commands, served over standard input and output.
 
@@ -51,7 +59,7 @@ class Bridge:
         self._concurrency = concurrency
         self._commands: dict[str, Command] = {}
         self._sessions = SessionTable(session_class)
-        self._server: Server | None = None
+        self._progress: ProgressSink | None = None  # who serves it
         if instance is not None:
             for command in commands_of(instance):
                 self._add(command)
@@ -114,8 +122,8 @@ class Bridge:
         """
         request = RUNNING.get()
         said = {"done": done, "total": total, "note": note}
-        assert self._server is not None
-        self._server.send_progress(request, {name: value for name, value in said.items() if value is not None})
+        assert self._progress is not None
+        self._progress.send_progress(request, {name: value for name, value in said.items() if value is not None})
 
     def session_opened(self, function: SessionFunction, /) -> SessionFunction:
         """Have `function` called with each new Session, when a command first asks for it. For use as a decorator."""
@@ -141,10 +149,15 @@ class Bridge:
         if any(command.asynchronous for command in commands.values()):
             from bridge_sdk.async_server import AsyncServer  # asyncio costs 30 ms and 7 MB
 
-            self._server = AsyncServer(commands, stdio, self._concurrency)
+            server: Server = AsyncServer(commands, stdio, self._concurrency)
         else:
-            self._server = Server(commands, stdio, self._concurrency)
-        self._server.serve()
+            server = Server(commands, stdio, self._concurrency)
+        self.tell_progress(server)
+        server.serve()
+
+    def tell_progress(self, sink: ProgressSink) -> None:
+        """From now on `progress` goes there: to who serves the commands."""
+        self._progress = sink
 
     def commands(self) -> Mapping[str, Command]:
         """All commands by name, those of sessions too. Raises ValueError if one of these has a name that is taken."""

@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing, closing
+from typing import Any
+
 from bridge_protocol.errors import FrameError
 from bridge_protocol.frames import DEFAULT_LIMIT, HEADER_SIZE
-from bridge_protocol.messages import PING, PROTOCOL_VERSION, SHUTDOWN, decode_request
+from bridge_protocol.messages import PING, PROTOCOL_VERSION, SHUTDOWN, Request, decode_request
 from bridge_sdk.bridge import Bridge
-from bridge_sdk.reply import failure_frame, result_frame, unknown_command, unreadable_frame
+from bridge_sdk.command import Command
+from bridge_sdk.reply import chunk_frame, failure_frame, progress_frame, result_frame, unknown_command, unreadable_frame
 from bridge_sdk.server import RUNNING
 
 
 class InProcess:
-    """Answers requests with the commands of `bridge`. Not for several threads."""
+    """Answers requests with the commands of `bridge`, one at a time. Not for several threads.
 
-    def __init__(self, bridge: Bridge) -> None:
+    `on_progress` is called with what a command says of its progress, as a frame's payload.
+    """
+
+    def __init__(self, bridge: Bridge, on_progress: Callable[[bytes], None] = lambda payload: None) -> None:
+        self.on_progress = on_progress
         self._bridge = bridge
         self._commands = bridge.commands()
+        bridge.tell_progress(self)
 
     def __repr__(self) -> str:
         return f"<InProcess {self._bridge!r}>"
 
-    async def answer(self, payload: bytes, limit: int = DEFAULT_LIMIT) -> bytes | None:
-        """The reply to a request, as a frame's payload; None where none is due. `limit`: bytes of a payload.
+    async def answer(
+        self, payload: bytes, limit: int = DEFAULT_LIMIT, *, on_chunk: Callable[[bytes], Awaitable[None]]
+    ) -> bytes:
+        """The reply to a request, as a frame's payload. `limit`: bytes of a payload.
 
-        Whatever a command raises is its answer, but for what ends a process.
+        `on_chunk` is awaited with the payload of each chunk that the command yields before the reply. Whatever a
+        command raises is its answer, but for what ends a process.
         """
-        frame = await self._frame(payload, limit)
-        return None if frame is None else frame[HEADER_SIZE:]
+        return (await self._frame(payload, limit, on_chunk))[HEADER_SIZE:]
+
+    def send_progress(self, request: Request, data: Any) -> None:
+        """See Server."""
+        self.on_progress(progress_frame(request.id, data, DEFAULT_LIMIT)[HEADER_SIZE:])
 
     def forget(self) -> None:
         """All sessions are gone, as with the end of a process. No callback is called."""
         self._bridge.forget_sessions()
 
-    async def _frame(self, payload: bytes, limit: int) -> bytes | None:
+    async def _frame(self, payload: bytes, limit: int, on_chunk: Callable[[bytes], Awaitable[None]]) -> bytes:
         try:
             request = decode_request(payload)
         except FrameError as error:
             return unreadable_frame(error)
         if request.command == PING:
-            claims = {"protocol": PROTOCOL_VERSION, "shutdown": True, "commands": sorted(self._commands)}
+            streams = any(command.streams for command in self._commands.values())
+            claims = {
+                "protocol": PROTOCOL_VERSION,
+                "stream": streams,
+                "shutdown": True,
+                "commands": sorted(self._commands),
+            }
             return result_frame(request.id, {"status": "ok", "capabilities": claims}, limit)
         if request.command == SHUTDOWN:
             return result_frame(request.id, {"status": "ended"}, limit)
@@ -47,9 +69,40 @@ class InProcess:
             return failure_frame(request.id, unknown_command(request.command, self._commands), limit)
         token = RUNNING.set(request)
         try:
-            result = command.function(**command.parameters.bind(request.args))
-            return result_frame(request.id, await result if command.asynchronous else result, limit)
+            arguments = command.parameters.bind(request.args)
+            if command.streams:
+                result = await self._stream(request.id, command, arguments, limit, on_chunk)
+            elif command.asynchronous:
+                result = await command.function(**arguments)
+            else:
+                result = command.function(**arguments)
+            return result_frame(request.id, result, limit)
         except Exception as error:  # noqa: BLE001  (whatever a command raises is its answer)
             return failure_frame(request.id, error, limit)
         finally:
             RUNNING.reset(token)
+
+    async def _stream(
+        self,
+        request_id: int,
+        command: Command,
+        arguments: Mapping[str, Any],
+        limit: int,
+        on_chunk: Callable[[bytes], Awaitable[None]],
+    ) -> Any:
+        """Tell what a generator yields; what it returns."""
+        seq = 0
+        if command.asynchronous:
+            async with aclosing(command.function(**arguments)) as chunks:
+                async for chunk in chunks:
+                    await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                    seq += 1
+            return None
+        with closing(command.function(**arguments)) as chunks:
+            while True:
+                try:
+                    chunk = next(chunks)
+                except StopIteration as end:
+                    return end.value
+                await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                seq += 1

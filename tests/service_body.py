@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from quaybridge import ApplicationError, BridgeCrashed, BridgeTimeout, ProtocolViolation, SessionLost
+from quaybridge import ApplicationError, BridgeCrashed, BridgeTimeout, Progress, ProtocolViolation, SessionLost
 from quaybridge.testing import Service
 
 SETTINGS = {"run_timeout": 0.5, "sessions": {"enabled": True}}
@@ -47,4 +47,11 @@ def meets_every_failure(service: Service) -> None:
         service.call("pid", {"extra": 1})
     with pytest.raises(ApplicationError, match="this bridge has"):
         service.call("nothing")
-    assert service.script.requests == 12
+    told: list[Progress] = []
+    stream = service.producer.stream(service.name, "pages", {"count": 300}, progress=told.append)
+    assert list(stream) == list(range(300))  # more than may be on their way at once
+    assert stream.reply is not None
+    assert stream.reply.result == "the end"
+    assert told[0].total == 300
+    assert list(service.producer.stream(service.name, "later_pages", {"count": 3})) == [0, 1, 2]
+    assert service.script.requests == 14

@@ -48,6 +48,9 @@ class MockBridge(BridgeProcess):
         self._started = self._loop.time()
         self._tasks: set[asyncio.Task[None]] = set()
         self._line = asyncio.Lock()  # one request at a time, as in a process
+        self._flowing = asyncio.Event()  # whether the node reads
+        self._flowing.set()
+        bridge.on_progress = self._reply
         self._ended = False
         self._hangs = False
         self.pid = 0
@@ -81,6 +84,10 @@ class MockBridge(BridgeProcess):
             case "error":
                 self._loop.call_soon(self._reply, scripted_error(request, failure))
 
+    def hold(self, held: bool) -> None:
+        """See BridgeProcess."""
+        (self._flowing.clear if held else self._flowing.set)()
+
     def end_input(self) -> None:
         """A process ends when its stdin does, unless it hangs."""
         if not self._hangs:
@@ -109,11 +116,15 @@ class MockBridge(BridgeProcess):
         if delay:
             await asyncio.sleep(delay)
         async with self._line:
-            answer = await self._bridge.answer(payload, self._frame_limit)
-        if answer is not None:
-            self._reply(answer)
+            answer = await self._bridge.answer(payload, self._frame_limit, on_chunk=self._on_chunk)
+        await self._flowing.wait()
+        self._reply(answer)
         if decode_request(payload).command == SHUTDOWN:
             self._end(code=0)
+
+    async def _on_chunk(self, payload: bytes) -> None:
+        await self._flowing.wait()
+        self._reply(payload)
 
     def _reply(self, payload: bytes) -> None:
         if not self._ended:
