@@ -355,7 +355,7 @@ class Dispatcher:
             work.claim = Claim(
                 session=session.id,
                 partition=partition_of(session.id),
-                message_id=delivery.properties.message_id,
+                message_id=_known_as(delivery),
                 epoch=session.epoch,
                 lenient=session.lenient,
                 closes=verdict.command == messages.CLEANUP_SESSION,
@@ -882,6 +882,13 @@ _REPLACED_FOR = {
 
 def _megabytes(size: int) -> str:
     return f"{size / 1_000_000:.1f} MB"
+
+
+def _known_as(delivery: Delivery) -> str | None:
+    """By what its session knows a request if it comes again. An operator's replay is meant to run again."""
+    properties = delivery.properties
+    replays = read_history(properties.headers, None).replays
+    return f"{properties.message_id} {replays}" if replays and properties.message_id else properties.message_id
 
 
 def _replayed(delivery: Delivery) -> bool:
