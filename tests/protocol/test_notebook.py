@@ -31,6 +31,11 @@ async def test_variables_stay_for_each_session_its_own(rig: Rig) -> None:
     with pytest.raises(ApplicationError, match="NameError: name 'y'"):
         await run("a", "x = 5\ny")
     assert await run("a", "x") == {"value": "5", "printed": ""}
+    await sessions["a"].close()
+    sessions["a"] = rig.producer.session("a", service="work")
+    with pytest.raises(ApplicationError, match="NameError: name 'x'"):
+        await run("a", "x")
+    assert await run("b", "x") == {"value": "'b'", "printed": ""}
     with pytest.raises(ApplicationError, match="needs a session"):
         await rig.call("run", {"code": "1"})
 
