@@ -16,6 +16,7 @@ from worker_node.core.pool import (
     Pool,
     PoolLimits,
     Reason,
+    Recall,
     Send,
     Start,
     Step,
@@ -53,21 +54,24 @@ def plain() -> Named:
     return Named(request_id=number, name=f"plain {number}")
 
 
-def asks(session: str, *, deadline: float = math.inf, alone: bool = False, **claim: Any) -> Named:
+def asks(session: str, *, deadline: float = math.inf, alone: bool = False, light: bool = False, **claim: Any) -> Named:
     """A request of that session, of a partition that is named as it is."""
     number = next(numbers)
     claimed = Claim(session=session, partition=ord(session[0]), **{"message_id": f"m{number}", **claim})
-    return Named(request_id=number, name=f"{session} {number}", claim=claimed, deadline=deadline, alone=alone)
+    name = f"{session} {number}"
+    return Named(request_id=number, name=name, claim=claimed, deadline=deadline, alone=alone, light=light)
 
 
-def pool(*, bridges: int = 2, most: int = 100, idle: float = math.inf, **limits: Any) -> Pool[Named]:
-    """A pool at time 0 with all its bridges up. Epochs are e1, e2, …"""
+def pool(*, bridges: int = 2, most: int = 100, idle: float = math.inf, ahead: int = 0, **limits: Any) -> Pool[Named]:
+    """A pool at time 0 with all its bridges up, which take so many requests ahead. Epochs are e1, e2, …"""
     epochs = map("e{}".format, itertools.count(1))
     sessions = Sessions(SessionLimits(most=most, idle=idle), epochs.__next__)
-    made: Pool[Named] = Pool(replace(LIMITS, **{"least": bridges, "most": bridges, **limits}), lambda: 1.0, sessions)
+    numbers = {"least": bridges, "most": bridges, **limits}
+    made: Pool[Named] = Pool(replace(LIMITS, **numbers), lambda: 1.0, sessions)
     made.open(0)
+    made.ahead = ahead
     for number in range(bridges):
-        made.greeted(number, concurrency=1, cancels=False, now=0)
+        made.greeted(number, concurrency=1, cancels=bool(ahead), ahead=ahead, now=0)
     return made
 
 
@@ -244,6 +248,98 @@ def test_a_worn_bridge_waits_for_its_sessions_to_be_quiet_and_not_for_ever(
     assert stopped == replaced_at
     tried.exited(0, stopped)
     assert table(tried).why("e1").ending is Ending.RECYCLED
+
+
+# Ahead.
+
+
+def begun(tried: Pool[Named], session: str) -> tuple[str, ...]:
+    live = table(tried).get(session)
+    assert live is not None
+    return live.begun
+
+
+def test_short_requests_of_sessions_wait_in_their_bridges_pipe() -> None:
+    tried = pool(bridges=1, ahead=2)
+    a, b, c, d = (asks(name, light=True, message_id=name) for name in "abcd")
+    assert tried.submit(a, 0) == [Send(0, a)]
+    assert tried.submit(b, 0) == [Send(0, b)]
+    assert tried.submit(c, 0) == [Send(0, c)]
+    assert tried.submit(d, 0) == []
+    assert (begun(tried, "a"), begun(tried, "b")) == (("a",), ())
+    assert tried.finished(0, a.request_id, 0.01) == [Send(0, d)]
+    assert begun(tried, "b") == ("b",)
+
+
+def test_nothing_of_a_session_goes_ahead_of_others_that_wait() -> None:
+    tried = pool(bridges=1, ahead=2)
+    a, big, b = asks("a"), plain(), asks("b", light=True)
+    tried.submit(a, 0)
+    assert tried.submit(big, 0) == []
+    assert tried.submit(b, 0) == []
+
+
+def test_a_request_that_its_bridge_gives_back_waits_for_the_same_bridge_and_has_not_begun() -> None:
+    tried = pool(bridges=1, ahead=2)
+    a, b = asks("a", light=True), asks("b", light=True, message_id="b")
+    tried.submit(a, 0)
+    tried.submit(b, 0)
+    assert tried.due(0.05) == [Recall(0, b.request_id)]
+    assert tried.given_back(0, b.request_id, 0.1) == []
+    assert begun(tried, "b") == ()
+    assert tried.finished(0, a.request_id, 5) == [Send(0, b)]
+    assert begun(tried, "b") == ("b",)
+
+
+def test_one_that_is_given_back_though_it_was_taken_for_begun_may_come_again() -> None:
+    """The bridge answered the one before, and gave this one back, before it heard of either."""
+    tried = pool(bridges=1, ahead=2)
+    a, b = asks("a", light=True), asks("b", light=True, message_id="b")
+    tried.submit(a, 0)
+    tried.submit(b, 0)
+    tried.due(0.05)
+    tried.finished(0, a.request_id, 0.1)
+    assert begun(tried, "b") == ("b",)
+    assert tried.given_back(0, b.request_id, 0.1) == [Send(0, b)]
+    assert begun(tried, "b") == ("b",)
+
+
+def test_one_that_is_cancelled_in_the_pipe_leaves_its_session() -> None:
+    tried = pool(bridges=1, ahead=2)
+    a, b = asks("a", light=True), asks("b", light=True)
+    tried.submit(a, 0)
+    tried.submit(b, 0)
+    tried.due(0.05)
+    tried.cancel(b, 0.06)
+    assert tried.given_back(0, b.request_id, 0.1) == [End(b, Reason.CANCELLED)]
+    live = table(tried).get("b")
+    assert live is not None
+    assert live.busy == 0
+
+
+def test_when_a_bridge_dies_what_waited_in_its_pipe_did_not_run_and_is_told_or_pinned_anew() -> None:
+    tried = pool(bridges=2, ahead=2)
+    a, x, b = asks("a", light=True), asks("x", light=True), asks("b", light=True)
+    assert tried.submit(a, 0) == [Send(0, a)]
+    assert tried.submit(x, 0) == [Send(1, x)]
+    assert tried.submit(b, 0) == [Send(0, b)]
+    assert tried.finished(0, a.request_id, 0.01) == []
+    assert tried.finished(0, b.request_id, 0.02) == []
+    running = asks("a", epoch="e1", light=True)
+    strict, opener = asks("b", epoch="e3", light=True), asks("c", light=True)
+    assert tried.submit(running, 0.03) == [Send(0, running)]
+    assert tried.submit(strict, 0.03) == [Send(0, strict)]
+    tried.finished(1, x.request_id, 0.03)
+    table(tried).end(table(tried).on_slot(1)[0], Ending.CLOSED)
+    tried.slots[1].doomed = True
+    assert tried.submit(opener, 0.03) == [Send(0, opener)]
+    tried.slots[1].doomed = False
+    assert tried.exited(0, 0.04) == [
+        End(running, Reason.CRASHED, 0),
+        End(strict, Reason.SESSION_LOST),
+        Start(0, 0),
+        Send(1, opener),
+    ]
 
 
 # Shares.

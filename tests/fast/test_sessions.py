@@ -14,7 +14,7 @@ from soak import SOAK
 
 from worker_node.core.sessions import REMEMBERED_ENDS, REMEMBERED_REQUESTS, Ending, Session, SessionLimits, Sessions
 
-FLOOD = 1_000_000 if SOAK else 60_000
+FLOOD = 1_000_000 if SOAK else 40_000
 
 
 def table(most: int = 3, idle: float = math.inf, age: float = math.inf) -> Sessions:
