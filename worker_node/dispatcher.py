@@ -24,7 +24,6 @@ from bridge_protocol import messages
 from bridge_protocol.envelope import CANCEL_ON_DISCONNECT, epoch_node, read_history
 from bridge_protocol.errors import Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
-from bridge_protocol.topology import partition_of
 from broker.contract import Delivery
 from broker.link import Link
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
@@ -351,10 +350,10 @@ class Dispatcher:
             command=verdict.command,
             attempt=verdict.attempt,
         )
-        if (session := verdict.session) is not None:
+        if (session := verdict.session) is not None and partition is not None:
             work.claim = Claim(
                 session=session.id,
-                partition=partition_of(session.id),
+                partition=partition,
                 message_id=_known_as(delivery),
                 epoch=session.epoch,
                 lenient=session.lenient,

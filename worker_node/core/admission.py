@@ -22,7 +22,6 @@ from bridge_protocol.envelope import (
     epoch_problem,
     message_id_problem,
     read_history,
-    read_session,
     reply_to_problem,
     session_id_problem,
 )
@@ -96,7 +95,7 @@ def admit(
         deadline=headers.get(DEADLINE, request.deadline),
         attempt=attempt_of(headers, max_attempts),
         timestamp=request.timestamp,
-        session=None if partition is None else read_session(headers),
+        session=None if partition is None else _read_session(headers),
     )
 
 
@@ -164,6 +163,10 @@ def _session_problem(request: messages.Request, properties: Properties, partitio
     if properties.priority is not None:
         return "a request of a session has no priority: it would overtake its own kind"
     return None
+
+
+def _read_session(headers: Mapping[str, Any]) -> SessionClaim:
+    return SessionClaim(id=headers[SESSION], epoch=headers.get(SESSION_EPOCH), lenient=SESSION_MODE in headers)
 
 
 def _shown(value: object) -> str:

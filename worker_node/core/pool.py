@@ -1016,7 +1016,7 @@ class Pool(Generic[T]):
         elif len(sessions) > sessions.limits.most and (surplus := sessions.surplus()) is not None:
             self._end_session(surplus, Ending.EVICTED, actions)  # all were busy when one too many came
         else:
-            self._watch(sessions.next_expiry)
+            self._watch(sessions.expiry(session))
 
     def _release(self, ticket: T, session: Session, now: float, actions: list[Action[T]]) -> None:
         """A request of a session has ended, and the session lives on; or not."""

@@ -170,6 +170,10 @@ class Sessions:
                 found[session.id] = session, Ending.AGE
         return list(found.values())
 
+    def expiry(self, session: Session) -> float:
+        """When it expires, if it has no request until then."""
+        return min(session.used + self.limits.idle, session.opened + self.limits.age)
+
     @property
     def next_expiry(self) -> float:
         """Nothing expires before this moment. A busy session is looked at again when it is not."""
