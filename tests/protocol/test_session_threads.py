@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 import pytest
 from rig import PATIENCE, Rig, with_sdk
 
-from bridge_protocol.errors import BadRequest, SessionLost
+from bridge_protocol.errors import BadRequest, BridgeCrashed, SessionLost
 from producer.producer import Producer
 
 THREADS, EACH = 8, 20
@@ -67,7 +67,8 @@ async def test_a_loss_is_raised_in_the_thread_that_asked(rig: Rig) -> None:
         with Producer(rig.broker, loop=loop) as producer:
             session = producer.session("s", service="work")
             session.call("count", timeout=PATIENCE)
-            rig.bridge().process.send_signal(9)
+            with pytest.raises(BridgeCrashed):
+                session.call("crash", timeout=PATIENCE)
             with pytest.raises(SessionLost, match="its bridge ended"):
                 session.call("count", timeout=PATIENCE)
             assert session.call("count", timeout=PATIENCE).result["count"] == 1
