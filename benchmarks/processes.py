@@ -70,13 +70,15 @@ def workers(system: System, place: Venue, *, number: int = 1, processes: int | N
         command += [system.processes, str(processes)]
     with ExitStack() as stack:
         log = stack.enter_context((place.directory / "workers.log").open("a+b"))
-        running = [stack.enter_context(_process(command, place.environment(), log)) for _ in range(number)]
+        running = [stack.enter_context(worker_process(command, place.environment(), log)) for _ in range(number)]
         _wait_for_consumers(system, place.url, running, log, number)
         yield [process.pid for process in running]
 
 
 @contextmanager
-def _process(command: list[str], environment: Mapping[str, str], log: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def worker_process(
+    command: list[str], environment: Mapping[str, str], log: IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is asked to stop after the block, and then made to, with all it started."""
     process = subprocess.Popen(
         command,

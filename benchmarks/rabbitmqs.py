@@ -47,6 +47,11 @@ class Bench:
     def __repr__(self) -> str:
         return f"<Bench {self.version}>"
 
+    def restart(self) -> None:
+        """Stop the broker and start it again; returns when it answers."""
+        for command in ("stop_app", "start_app", "await_startup"):
+            self._rabbitmq.control(command)
+
     @contextmanager
     def venue(self, system: System) -> Iterator[Venue]:
         """A vhost for `system`, with nothing in it, which is removed after the block."""

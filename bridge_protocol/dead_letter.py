@@ -24,15 +24,18 @@ from bridge_protocol.envelope import (
     TRACEPARENT,
     History,
     Properties,
+    SessionClaim,
     message_id_problem,
     read_history,
+    read_session,
     read_traceparent,
     reply_to_problem,
     request_properties,
+    session_headers,
 )
 from bridge_protocol.errors import Code, FrameError
 from bridge_protocol.messages import PROTOCOL_VERSION, command_problem, format_timestamp
-from bridge_protocol.topology import REPLY_PREFIX
+from bridge_protocol.topology import REPLY_PREFIX, partition_of, session_key
 
 LONGEST_ERROR = 2048  # characters
 LONGEST_DETAILS = 16 * 1024  # bytes of JSON; all headers together have 32 KiB
@@ -85,6 +88,7 @@ class DeadLetter:
     deadline: int | None = None
     priority: int | None = None
     traceparent: str | None = None
+    session: SessionClaim | None = None
 
     @property
     def id(self) -> str:
@@ -109,6 +113,7 @@ class DeadLetter:
             # Not the property: a letter of high priority would pass those that were there before it.
             PRIORITY: self.priority,
             TRACEPARENT: self.traceparent,
+            **({} if self.session is None else session_headers(self.session)),
         }
         return Properties(
             message_id=self.message_id,
@@ -119,7 +124,10 @@ class DeadLetter:
         )
 
     def replay_properties(self, *, deadline: int | None) -> Properties:
-        """The envelope with which the request is sent again: the same request, and its first attempt."""
+        """The envelope with which the request is sent again: the same request, and its first attempt.
+
+        One of a session asks for the epoch it asked for, so that it never runs without the state it was meant for.
+        """
         first_failed = None if self.first_time is None else int(self.first_time * 1000)
         properties = request_properties(
             message_id=self.message_id,
@@ -129,8 +137,16 @@ class DeadLetter:
             deadline=deadline,
             traceparent=self.traceparent,
             history=History(first_failed=first_failed, replays=self.replays + 1),
+            session=self.session,
         )
-        return replace(properties, priority=self.priority)
+        return properties if self.session is not None else replace(properties, priority=self.priority)
+
+    @property
+    def routing_key(self) -> str:
+        """Where it is sent again: to its service, or to the queue of its session."""
+        if self.session is None:
+            return self.service
+        return session_key(self.service, partition_of(self.session.id))
 
 
 def dead_letter(
@@ -217,6 +233,7 @@ def _identity(properties: Properties) -> dict[str, Any]:
         "reply_to": reply_to if durable else None,
         "deadline": _integer(properties.headers.get(DEADLINE), 0),
         "traceparent": read_traceparent(properties.headers),
+        "session": read_session(properties.headers),
     }
 
 

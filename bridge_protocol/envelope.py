@@ -140,11 +140,7 @@ def request_properties(
     if claims:
         headers[CLAIMS] = True
     if session is not None:
-        headers[SESSION] = session.id
-        if session.epoch is not None:
-            headers[SESSION_EPOCH] = session.epoch
-        if session.lenient:
-            headers[SESSION_MODE] = PREFER
+        headers |= session_headers(session)
     if chunks:
         headers[WANTS_CHUNKS] = True
     if progress:
@@ -251,6 +247,25 @@ def session_id_problem(session: str) -> str | None:
 def epoch_problem(epoch: str) -> str | None:
     """Why `epoch` cannot be one, or None."""
     return None if _EPOCH.fullmatch(epoch) else "session-epoch must be what a reply said it is"
+
+
+def read_session(headers: Mapping[str, Any]) -> SessionClaim | None:
+    """What a request's headers say of its session; None if they name none that could be."""
+    session, epoch = headers.get(SESSION), headers.get(SESSION_EPOCH)
+    if not isinstance(session, str) or session_id_problem(session):
+        return None
+    known = isinstance(epoch, str) and not epoch_problem(epoch)
+    return SessionClaim(id=session, epoch=epoch if known else None, lenient=headers.get(SESSION_MODE) == PREFER)
+
+
+def session_headers(claim: SessionClaim) -> dict[str, Any]:
+    """The headers that say it."""
+    headers: dict[str, Any] = {SESSION: claim.id}
+    if claim.epoch is not None:
+        headers[SESSION_EPOCH] = claim.epoch
+    if claim.lenient:
+        headers[SESSION_MODE] = PREFER
+    return headers
 
 
 def epoch_node(epoch: str) -> str:

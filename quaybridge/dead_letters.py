@@ -143,8 +143,9 @@ class Look:
         try:
             await self._channel.publish(message, timeout=PUBLISH_TIMEOUT)
         except Unroutable:
+            lacking = "it" if message.routing_key == self.service else "it with sessions.enabled"
             raise UnknownService(
-                f"no queue takes requests for {self.service!r}: start a worker that serves it first",
+                f"no queue takes requests for {message.routing_key!r}: start a worker that serves {lacking} first",
                 message_id=message.properties.message_id,
             ) from None
 

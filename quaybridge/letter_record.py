@@ -56,6 +56,8 @@ def record(letter: DeadLetter) -> dict[str, Any]:
         "deadline": letter.deadline,
         "priority": letter.priority,
         "traceparent": letter.traceparent,
+        "session": None if letter.session is None else letter.session.id,
+        "session_epoch": None if letter.session is None else letter.session.epoch,
         "details": letter.details,
     }
     try:

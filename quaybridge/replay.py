@@ -51,7 +51,7 @@ def request_of(letter: DeadLetter, *, now: float, timeout: float | None) -> tupl
             body, deadline = messages.with_deadline(body, None), None
             note = "without its deadline, which has passed"
     properties = letter.replay_properties(deadline=deadline)
-    return Message(exchange=EXCHANGE, routing_key=letter.service, body=body, properties=properties), note
+    return Message(exchange=EXCHANGE, routing_key=letter.routing_key, body=body, properties=properties), note
 
 
 async def replay(

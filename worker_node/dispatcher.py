@@ -32,7 +32,6 @@ from bridge_protocol.envelope import (
 )
 from bridge_protocol.errors import BadRequest, Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
-from bridge_protocol.topology import partition_of
 from broker.contract import Delivery
 from broker.link import Link
 from broker.store import Store, check_out
@@ -401,11 +400,11 @@ class Dispatcher:
             command=verdict.command,
             attempt=verdict.attempt,
         )
-        if (session := verdict.session) is not None:
+        if (session := verdict.session) is not None and partition is not None:
             work.claim = Claim(
                 session=session.id,
-                partition=partition_of(session.id),
-                message_id=delivery.properties.message_id,
+                partition=partition,
+                message_id=_known_as(delivery),
                 epoch=session.epoch,
                 lenient=session.lenient,
                 closes=verdict.command == messages.CLEANUP_SESSION,
@@ -1049,6 +1048,13 @@ _REPLACED_FOR = {
 
 def _megabytes(size: int) -> str:
     return f"{size / 1_000_000:.1f} MB"
+
+
+def _known_as(delivery: Delivery) -> str | None:
+    """By what its session knows a request if it comes again. An operator's replay is meant to run again."""
+    properties = delivery.properties
+    replays = read_history(properties.headers, None).replays
+    return f"{properties.message_id} {replays}" if replays and properties.message_id else properties.message_id
 
 
 def _replayed(delivery: Delivery) -> bool:

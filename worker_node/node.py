@@ -165,7 +165,7 @@ class Node:
                 partitions = Partitions(
                     settings.name,
                     self.name,
-                    on_delivery=dispatcher.on_delivery,
+                    on_delivery=partial(self._isolation.on_session_delivery, dispatcher),
                     on_owned=partial(self._announce, settings.name),
                     on_cancelled=self._on_cancelled,
                 )
@@ -398,9 +398,8 @@ class Node:
             else:
                 intake.want(dispatcher.pool.capacity, dispatcher.look_ahead())
         for dispatcher, partitions in self._partitions:
-            # Not while a suspect is to run alone, and neither without bridges: another node may have some.
-            able = dispatcher.ready and not dispatcher.settlement.stalled
-            partitions.want(self._taking and able and not self._isolation.active)
+            # Not without bridges: another node may have some.
+            partitions.want(self._taking and dispatcher.ready and not dispatcher.settlement.stalled)
 
     def _note_memory(self) -> None:
         self._out_of_memory.look()

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from bridge_protocol.dead_letter import LONGEST_DETAILS, DeadLetter, dead_letter, read_dead_letter
-from bridge_protocol.envelope import Properties
+from bridge_protocol.envelope import Properties, SessionClaim
 from bridge_protocol.errors import Code
+from bridge_protocol.topology import partition_of, session_key
 from broker.contract import Message
 from broker.limits import check_message
 
@@ -106,6 +107,28 @@ def test_its_envelope_has_these_headers_and_no_others() -> None:
     )
     assert type(WHOLE.properties().headers["code"]) is str
     assert WHOLE.properties().priority is None  # it would pass the letters before it
+
+
+def test_a_letter_of_a_session_goes_back_to_the_queue_of_its_session() -> None:
+    claim = SessionClaim(id="user-7", epoch="e@n1", lenient=True)
+    said = {"session": "user-7", "session-epoch": "e@n1", "session-mode": "prefer"}
+    written = made(replace(REQUEST, headers={**REQUEST.headers, **said}))
+    assert written == replace(WHOLE, session=claim)
+    letter = read_dead_letter(written.properties(), BODY, service="echo")
+    assert letter == written
+    assert letter.routing_key == session_key("echo", partition_of("user-7"))
+    properties = letter.replay_properties(deadline=None)
+    assert {name: properties.headers[name] for name in said} == said
+    assert properties.priority is None  # a session's requests have none
+    check_message(Message(exchange="quaybridge", routing_key=letter.routing_key, body=BODY, properties=properties))
+
+
+@pytest.mark.parametrize("session", ["", "two\nlines", "x" * 257, 7, None])
+def test_what_cannot_be_a_session_is_not_kept(session: object) -> None:
+    letter = made(replace(REQUEST, headers={**REQUEST.headers, "session": session, "session-epoch": "e@n1"}))
+    assert letter.session is None
+    assert letter.routing_key == "echo"
+    assert made(replace(REQUEST, headers={"session": "a", "session-epoch": 7})).session == SessionClaim(id="a")
 
 
 def test_nothing_else_of_a_request_is_kept() -> None:

@@ -76,6 +76,19 @@ class Booked(Ticket):
     returned: bool = False  # from a bridge's pipe
 
 
+# What a request of a session may be like.
+IN_SESSION = {
+    "session": st.sampled_from("abcde"),
+    "named": st.sampled_from(["none", "live", "gone"]),
+    "lenient": st.booleans(),
+    "closes": st.sampled_from([False, False, False, True]),
+    "patience": st.sampled_from([math.inf, 1.0, 5.0]),
+    "again": st.integers(0, 9),
+    "alone": st.sampled_from([False, False, True]),
+    "light": st.booleans(),
+}
+
+
 class PoolMachine(RuleBasedStateMachine):
     """`live`: the slots whose process runs, as a dispatcher would know it from its start and its exit."""
 
@@ -239,17 +252,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.tickets.append(ticket)
         self.perform(self.pool.submit(ticket, self.now))
 
-    @rule(
-        session=st.sampled_from("abcde"),
-        named=st.sampled_from(["none", "live", "gone"]),
-        lenient=st.booleans(),
-        closes=st.sampled_from([False, False, False, True]),
-        patience=st.sampled_from([math.inf, 1.0, 5.0]),
-        again=st.integers(0, 9),
-        alone=st.sampled_from([False, False, True]),
-    )
+    @rule(**IN_SESSION)
     def submit_in_session(
-        self, session: str, named: str, lenient: bool, closes: bool, patience: float, again: int, alone: bool
+        self,
+        session: str,
+        named: str,
+        lenient: bool,
+        closes: bool,
+        patience: float,
+        again: int,
+        alone: bool,
+        light: bool,
     ) -> None:
         live = self.sessions.get(session)
         epoch = {"none": None, "live": live.epoch if live is not None else None, "gone": "another's"}[named]
@@ -265,7 +278,14 @@ class PoolMachine(RuleBasedStateMachine):
             closes=closes,
         )
         number = len(self.tickets)
-        ticket = Booked(request_id=1000 + number, deadline=self.now + patience, alone=alone, number=number, claim=claim)
+        ticket = Booked(
+            request_id=1000 + number,
+            deadline=self.now + patience,
+            alone=alone,
+            light=light,
+            number=number,
+            claim=claim,
+        )
         self.tickets.append(ticket)
         self.perform(self.pool.submit(ticket, self.now))
 
@@ -309,9 +329,11 @@ class PoolMachine(RuleBasedStateMachine):
         """It comes out of a bridge's pipe, where it had not begun."""
         assert ticket.place is Place.RUNNING
         ticket.place, ticket.slot = Place.WAITING, None
-        if not ticket.returned:
-            ticket.returned = True
+        if ticket.claim is None and not ticket.returned:
             self.started.remove(ticket.number)
+        elif ticket.claim is not None:
+            self.ran[ticket.epoch].remove(ticket.claim.message_id)
+        ticket.returned = True
 
     @precondition(lambda self: any(self.pool.tickets()))
     @rule(data=st.data())
@@ -532,7 +554,45 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.wake_at == math.inf
 
 
+class SessionsInPoolMachine(PoolMachine):
+    """The same with requests of sessions, mostly, on bridges that are up and take some ahead."""
+
+    @initialize(
+        most=st.integers(1, 2),
+        most_sessions=st.integers(2, 4),
+        wear=st.sampled_from([Wear(), Wear(requests=4)]),
+        ahead=st.integers(1, 3),
+    )
+    def begin(self, most: int, most_sessions: int, wear: Wear, ahead: int) -> None:  # type: ignore[override]
+        super().begin(
+            least=most,
+            more=0,
+            spare=0,
+            prewarm=True,
+            eager=True,
+            wear=wear,
+            run_timeout=20.0,
+            jitter=0.5,
+            concurrency=1,
+            most_sessions=most_sessions,
+            idle=math.inf,
+            ahead=ahead,
+            most_ahead=ahead,
+        )
+
+    @rule(session=st.sampled_from("abcde"), lenient=st.booleans())
+    def ask(self, session: str, lenient: bool) -> None:
+        self.submit_in_session(session, "live", lenient, False, math.inf, 1, False, True)
+
+    @rule(sessions=st.lists(st.sampled_from("abcde"), min_size=2, max_size=4))
+    def ask_several(self, sessions: list[str]) -> None:
+        for session in sessions:
+            self.ask(session, False)
+
+
 PoolMachine.TestCase.settings = settings(
     max_examples=5000 if SOAK else 200, stateful_step_count=100 if SOAK else 50, deadline=None
 )
+SessionsInPoolMachine.TestCase.settings = settings(PoolMachine.TestCase.settings, max_examples=2500 if SOAK else 80)
 TestPool = PoolMachine.TestCase
+TestSessionsInPool = SessionsInPoolMachine.TestCase

@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from soak import SOAK
 
 from worker_node.core.sessions import REMEMBERED_ENDS, REMEMBERED_REQUESTS, Ending, Session, SessionLimits, Sessions
+
+FLOOD = 1_000_000 if SOAK else 40_000
 
 
 def table(most: int = 3, idle: float = math.inf, age: float = math.inf) -> Sessions:
@@ -101,6 +104,26 @@ def test_an_idle_session_takes_less_than_two_kilobytes_and_the_ended_are_bounded
     for number in range(REMEMBERED_ENDS):
         sessions.end(sessions.open("again and again", partition=0, slot=number % 8, now=0), Ending.CLOSED)
     assert repr(sessions) == f"<Sessions 0 live, {REMEMBERED_ENDS} remembered>"
+
+
+def test_a_flood_of_distinct_ids_takes_no_more_memory_than_its_first_part_and_is_counted() -> None:
+    sessions = table(most=1000)
+    tracemalloc.start()
+    try:
+        for number in range(FLOOD):
+            if (surplus := sessions.surplus()) is not None:
+                sessions.end(surplus, Ending.EVICTED)
+            sessions.open(f"session {number}", partition=0, slot=number % 8, now=number)
+            if number == 2 * REMEMBERED_ENDS:
+                early, _ = tracemalloc.get_traced_memory()
+        late, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert late < early * 1.1
+    assert sessions.evicted == FLOOD - 1000
+    assert repr(sessions) == f"<Sessions 1000 live, {REMEMBERED_ENDS} remembered>"
+    assert sessions.why(f"e{FLOOD - 1000}").ending is Ending.EVICTED
+    assert sessions.why("e1").ending is Ending.UNKNOWN
 
 
 @dataclass(eq=False)

@@ -16,6 +16,7 @@ from bridge_protocol.errors import BadRequest, BridgeCrashed, SessionLost, Unkno
 from bridge_protocol.messages import Request, encode_request
 from bridge_protocol.topology import EXCHANGE, partition_of, session_key
 from broker.contract import Message
+from broker.memory import MemoryChannel
 from producer.session import AsyncSession
 from worker_node import partitions
 from worker_node.node import Node
@@ -156,6 +157,7 @@ async def test_too_many_sessions_cost_the_least_recently_used_one(rig: Rig) -> N
     assert live(node) == 3
     assert node.services[0].sessions is not None
     assert node.services[0].sessions.evicted == 2
+    assert next(iter(node.services[0].states())) == "work: 3 sessions, 2 evicted so far"
     assert (await rig.call("ended")) == ["s0", "s1"]
     with pytest.raises(SessionLost, match="least recently used of too many"):
         await count(sessions[0])
@@ -227,6 +229,20 @@ async def test_a_broker_restart_ends_no_session(rig: Rig, monkeypatch: pytest.Mo
         rig.broker.close_all("restarting")
         assert await asyncio.gather(*map(count, sessions)) == [expected] * 60
     assert sum(map(live, rig.nodes)) == 60
+
+
+@pytest.mark.parametrize("server", ["RabbitMQ 3.10.8", "RabbitMQ 4.0.5"])
+async def test_before_rabbitmq_4_a_node_says_at_its_start_that_sessions_do_not_spread(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, server: str
+) -> None:
+    monkeypatch.setattr(MemoryChannel, "server", server)
+    await serve(rig)
+    rig.broker.close_all("restarting")
+    (session,) = opened(rig, 1)
+    assert await count(session) == 1
+    said = [text for text in caplog.messages if "gives a session queue to the first node that takes it" in text]
+    assert len(said) == (server < "RabbitMQ 4")  # once, and not again after a reconnect
+    assert all(text.startswith(f"work: {server} ") for text in said)
 
 
 async def test_a_recycled_bridge_waits_for_its_sessions_to_be_quiet(rig: Rig) -> None:

@@ -23,7 +23,8 @@ A bridge that runs one request at a time may claim to take some *ahead*: while r
 its pipe, unbegun, so that it need not wait for the node between two. They are begun in the order they were sent, so it
 is known which one a bridge died of; the others are given to another. If the one before them takes long, or the bridge
 is to go, they are recalled, and wait here again. What waits in the pipe of a bridge whose replies could not be read to
-the end may have run: it is charged, as the neighbour of what the bridge was at.
+the end may have run: it is charged, as the neighbour of what the bridge was at. Requests of sessions wait so too, each
+in the pipe of its own bridge, while no other request waits for a turn.
 """
 
 from __future__ import annotations
@@ -535,10 +536,13 @@ class Pool(Generic[T]):
         slot = self.slots[number]
         actions: list[Action[T]] = []
         run = slot.runs.pop(request_id)
+        if run.begun and run.ticket.session is not None and (name := _message_id(run.ticket)) is not None:
+            run.ticket.session.unbegin(name)
         if run.reason is not None or self.draining:
+            self._leave_session(run.ticket, actions)
             actions.append(End(run.ticket, run.reason or Reason.DRAINED))
         else:
-            self._wait_again([run.ticket])
+            self._wait_again(slot, [run.ticket])
         if not slot.runs:
             self._became_idle(slot, now, actions)
         else:
@@ -593,7 +597,7 @@ class Pool(Generic[T]):
                 actions.append(End(run.ticket, Reason.NEIGHBOUR, number))
             else:
                 unbegun.append(run.ticket)
-        self._wait_again(unbegun)
+        self._wait_again(slot, unbegun)
         self._move(slot, Event.EXIT)
         slot.faults = slot.faults + 1 if reason in _FAULTS else 0
         if not slot.greeted and reason in _FAULTS:
@@ -996,9 +1000,13 @@ class Pool(Generic[T]):
         """Take a ticket out of its line."""
         slot.pinned.remove(ticket)
         self._pinned -= 1
+        self._leave_session(ticket, actions)
+
+    def _leave_session(self, ticket: T, actions: list[Action[T]]) -> None:
+        """It does not run in its session, if it has one."""
         session, ticket.session = ticket.session, None
-        assert session is not None
-        self._less_busy(session, actions)
+        if session is not None:
+            self._less_busy(session, actions)
 
     def _less_busy(self, session: Session, actions: list[Action[T]]) -> None:
         """It has one request fewer. If that was what it was kept for, it ends; if not, it may expire now."""
@@ -1012,7 +1020,7 @@ class Pool(Generic[T]):
         elif len(sessions) > sessions.limits.most and (surplus := sessions.surplus()) is not None:
             self._end_session(surplus, Ending.EVICTED, actions)  # all were busy when one too many came
         else:
-            self._watch(sessions.next_expiry)
+            self._watch(sessions.expiry(session))
 
     def _release(self, ticket: T, session: Session, now: float, actions: list[Action[T]]) -> None:
         """A request of a session has ended, and the session lives on; or not."""
@@ -1113,6 +1121,7 @@ class Pool(Generic[T]):
             return
         run.begun = True
         run.started = now
+        _note_begun(run.ticket)
         slot.slow = False
         if run.reason is None:
             run.due = min(now + self.limits.run_timeout, run.ticket.deadline)
@@ -1146,13 +1155,15 @@ class Pool(Generic[T]):
                 run.recalled = True
                 actions.append(Recall(slot.number, request_id))
 
-    def _wait_again(self, tickets: list[T]) -> None:
-        """Put tickets back in line, where they were."""
+    def _wait_again(self, slot: Slot[T], tickets: list[T]) -> None:
+        """Put tickets of the slot back in line, where they were."""
         for ticket in reversed(tickets):
+            line = self.waiting if ticket.session is None else slot.pinned
             behind = 0
-            while behind < len(self.waiting) and self.waiting[behind].since < ticket.since:
+            while behind < len(line) and line[behind].since < ticket.since:
                 behind += 1
-            self.waiting.insert(behind, ticket)
+            line.insert(behind, ticket)
+            self._pinned += line is slot.pinned
 
     def _wear_due(self, slot: Slot[T], now: float) -> None:
         if slot.worn is not None:
@@ -1195,6 +1206,7 @@ class Pool(Generic[T]):
         if len(slot.runs) < slot.concurrency:
             run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
             slot.slow = slot.slow or ticket.streams
+            _note_begun(ticket)
         else:
             run = Run(ticket, now, ticket.deadline, begun=False)
             self._watch(next(iter(slot.runs.values())).started + self.limits.recall_after)
@@ -1215,16 +1227,14 @@ class Pool(Generic[T]):
                     continue
                 if slot.phase is Phase.EMPTY:
                     self._start_for_pinned(slot, now, actions)
-                if not slot.accepts(ticket) or (slot.runs and self.waiting and self.waiting[0].alone):
+                # While others wait for a turn, nothing is put into its pipe that would be before them.
+                ahead = 0 if self.waiting or self._takes_long(slot, now) else self.ahead
+                if not slot.accepts(ticket, ahead) or (slot.runs and self.waiting and self.waiting[0].alone):
                     break  # one that must be alone waits for a slot to be empty
                 if contested and not self._is_sessions_turn(slot):
                     break
                 slot.pinned.popleft()
                 self._pinned -= 1
-                assert ticket.session is not None
-                assert ticket.claim is not None
-                if ticket.claim.message_id is not None:
-                    ticket.session.begin(ticket.claim.message_id)
                 self._send(slot, ticket, now, actions)
 
     def _start_for_pinned(self, slot: Slot[T], now: float, actions: list[Action[T]]) -> None:
@@ -1271,6 +1281,16 @@ _ENDINGS: Final = {
         Ending.RECYCLED,
     ),
 }
+
+
+def _message_id(ticket: Ticket) -> str | None:
+    return None if ticket.claim is None else ticket.claim.message_id
+
+
+def _note_begun(ticket: Ticket) -> None:
+    """Its session remembers what began in it."""
+    if ticket.session is not None and (name := _message_id(ticket)) is not None:
+        ticket.session.begin(name)
 
 
 def _lateness(run: Run[T]) -> Reason:

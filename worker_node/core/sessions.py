@@ -56,6 +56,10 @@ class Session:
         """A request of it begins to run."""
         self.begun = (*self.begun, message_id)[-REMEMBERED_REQUESTS:]
 
+    def unbegin(self, message_id: str) -> None:
+        """It did not begin after all."""
+        self.begun = tuple(begun for begun in self.begun if begun != message_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
@@ -165,6 +169,10 @@ class Sessions:
             if not session.busy:
                 found[session.id] = session, Ending.AGE
         return list(found.values())
+
+    def expiry(self, session: Session) -> float:
+        """When it expires, if it has no request until then."""
+        return min(session.used + self.limits.idle, session.opened + self.limits.age)
 
     @property
     def next_expiry(self) -> float:
