@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from typing import Any
 
 import pytest
 from documents import block, text
 
 from bridge_protocol import control, messages, topology
-from bridge_protocol.envelope import Properties, reply_to_problem
+from bridge_protocol.envelope import FRESH, Properties, SessionClaim, reply_to_problem, session_headers
 from bridge_protocol.errors import Code, FrameKind, RequestFailed, exception_for
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING, FrameDecoder, encode_frame
 from bridge_protocol.messages import HANDSHAKE_ID, MAX_ID, Capabilities, Failure, Result
@@ -122,12 +123,16 @@ def test_the_complete_message_is_admitted_and_each_reply_address_too() -> None:
         assert reply_to_problem(address) is None
 
 
-def test_the_examples_of_a_cancel_and_of_a_credit_are_such() -> None:
-    body, granted = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
+def test_the_examples_of_control_messages_are_such() -> None:
+    body, owned, granted = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
     cancel = control.decode_control(body.encode())
     assert isinstance(cancel, control.Cancel)
     assert control.encode_cancel(cancel) == body.encode()
     assert control.cancel_key("<service>") in WIRE
+    owns = control.decode_control(owned.encode())
+    assert isinstance(owns, control.Owns)
+    assert control.encode_owns(owns) == owned.encode()
+    assert control.owns_key("<service>") in WIRE
     credit = control.decode_control(granted.encode())
     assert isinstance(credit, control.Credit)
     assert control.encode_credit(credit) == granted.encode()
@@ -151,3 +156,15 @@ def test_messages_are_told_apart_as_it_says() -> None:
     assert isinstance(said, Result)
     said = messages.decode_message(b'{"id":null,"success":false,"error":"x"}')
     assert isinstance(said, Failure)
+
+
+def test_sessions_meet_where_it_says() -> None:
+    section = WIRE.split("## 2.9 Sessions")[1].split("## 2.10")[0]
+    assert f"quaybridge.<service>.session.<k>`, `k` 0 … {topology.PARTITIONS - 1}," in section
+    assert topology.partition_of("user-7") == zlib.crc32(b"user-7") % 32
+    assert topology.session_key("<service>", 7) == "<service>.session.7"
+    claimed = SessionClaim(id="user-7", epoch="e", lenient=True)
+    assert set(session_headers(claimed)) == {"session", "session-epoch", "session-mode"}
+    for name in (*session_headers(claimed), FRESH):
+        assert f"| `{name}` |" in section
+    assert session_headers(claimed)["session-mode"] == "prefer"
