@@ -40,9 +40,10 @@ def application() -> typer.Typer:
     """All commands together."""
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(epilog=MEANINGS)(quaybridge)
-    for command in (demo, worker, call, publish, conformance):
+    for command in (demo, worker, call, publish):
         app.command(epilog=MEANINGS)(command)
     app.command(epilog=BATCH_MEANINGS)(batch)
+    app.command(epilog=MEANINGS)(conformance)
     app.add_typer(dead_letter_commands(), name="dead")
     return app
 
