@@ -55,6 +55,8 @@ def demo(
 
         log_to_stderr(LogLevel.ERROR)
         if dspy:
+            if broker not in ("auto", "memory"):
+                raise typer.BadParameter("--dspy is shown on the embedded broker: leave --broker out")
             _answer_questions(nodes, as_json=as_json)
             return
         if broker not in ("auto", "memory"):

@@ -111,6 +111,12 @@ def test_without_dspy_one_sentence_says_how_to_get_it(start: str, said: str) -> 
     assert "pip install 'quaybridge[dspy]'" in line
 
 
+async def test_dspy_is_not_shown_on_another_broker() -> None:
+    ended = await run("demo", "--dspy", "--broker", "amqp://rabbit.example/")
+    assert ended.status == 2
+    assert "--dspy is shown on the embedded broker" in ended.err
+
+
 async def test_a_corpus_without_python_is_a_clear_error(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         ended = await run("demo", "--broker", "memory", "--corpus", str(directory))
