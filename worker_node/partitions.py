@@ -119,8 +119,7 @@ class Partitions:
         """From now on consume them, or none."""
         if self._wanted is not wanted:
             self._wanted = wanted
-            if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
-                self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._adjust(self._channel)))
+            self._begin_adjusting()
 
     async def settled(self) -> None:
         """Wait until what is wanted is so, or the channel is gone."""
@@ -138,6 +137,11 @@ class Partitions:
         self._partitions[number].owned = False
 
     # Consuming.
+
+    def _begin_adjusting(self) -> None:
+        """Only `_adjust` subscribes, one at a time: a queue that was consumed twice could not be left."""
+        if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
+            self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._adjust(self._channel)))
 
     async def _follow(self, work: Coroutine[None, None, None]) -> None:
         channel = self._channel
@@ -217,8 +221,8 @@ class Partitions:
             await asyncio.sleep(self._hand_back_until - asyncio.get_running_loop().time())
         finally:
             partition.leaving = None
-        if self._channel is channel and self._wanted:
-            await self._set(channel, partition, True)
+        if self._channel is channel:
+            self._begin_adjusting()
 
 
 def _rebalances(server: str) -> bool:
