@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from typing import Any
 
 from bridge_sdk import ApplicationError, Bridge, Cancelled
-from examples.dspy.keys import Keys, keep_quiet
+from examples.dspy.keys import DiscreetText, Keys, keep_quiet
 
 # Otherwise DSPy gets a list of models and their prices from the internet, with the first request: a bridge is to ask
 # nobody but the model that it was told to.
@@ -33,6 +33,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(f"{error}: pip install 'quaybridge[dspy]'") from None
 
 from examples.dspy.model import full_name, make_model  # noqa: E402
+from examples.dspy.stream import ProgramStreams  # noqa: E402
 from examples.dspy.workspace import Program, Workspace  # noqa: E402
 
 WORKSPACE = "workspace"
@@ -46,6 +47,7 @@ class Commands:
         self._keys = keys
         self._default = default
         self._shared = Workspace()
+        self._streams = ProgramStreams()
         self._started = time.monotonic()
 
     def configure_lm(
@@ -87,14 +89,22 @@ class Commands:
         self, program_id: str | None = None, inputs: dict[str, Any] | None = None, id: str | None = None
     ) -> dict[str, Any]:
         with self._discreetly() as workspace:
-            program = workspace.find(program_id or id)
-            model = workspace.model or self._default
-            if model is None:
-                raise ApplicationError("no language model is configured: send configure_lm, or set DSPY_MODEL")
+            program, model = workspace.find(program_id or id), self._model(workspace)
             begun = time.perf_counter()
             outputs = workspace.execute(program, inputs or {}, model)
-            took = round(time.perf_counter() - begun, 6)
-            return self._told({"program_id": program.id, "outputs": outputs, "execution_time": took})
+            return self._executed(program, outputs, begun)
+
+    def stream_program(
+        self, program_id: str | None = None, inputs: dict[str, Any] | None = None, id: str | None = None
+    ) -> Generator[dict[str, str], None, dict[str, Any]]:
+        with self._discreetly() as workspace:
+            program, model = workspace.find(program_id or id), self._model(workspace)
+            begun = time.perf_counter()
+            pieces = workspace.stream(program, inputs or {}, model, self._streams)
+            # Closed, not left to be collected: a model that nobody reads is to stop.
+            with closing(pieces):
+                outputs = yield from self._seen(pieces)
+            return self._executed(program, outputs, begun)
 
     def list_programs(self) -> dict[str, Any]:
         with self._discreetly() as workspace:
@@ -143,6 +153,35 @@ class Commands:
             return self._shared
         workspace: Workspace = self._bridge.session.state.setdefault(WORKSPACE, Workspace())
         return workspace
+
+    def _model(self, workspace: Workspace) -> Any:
+        model = workspace.model or self._default
+        if model is None:
+            raise ApplicationError("no language model is configured: send configure_lm, or set DSPY_MODEL")
+        return model
+
+    def _executed(self, program: Program, outputs: dict[str, Any], begun: float) -> dict[str, Any]:
+        took = round(time.perf_counter() - begun, 6)
+        return self._told({"program_id": program.id, "outputs": outputs, "execution_time": took})
+
+    def _seen(self, pieces: Generator[Any, None, dict[str, Any]]) -> Generator[dict[str, str], None, dict[str, Any]]:
+        """Pieces of outputs as they may be seen: a key may come in two."""
+        fields: dict[str, DiscreetText] = {}
+        while True:
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                outputs: dict[str, Any] = end.value
+                break
+            name = piece.signature_field_name
+            text = fields.setdefault(name, DiscreetText(self._keys))
+            seen = text.add(piece.chunk or "") + (text.end() if piece.is_last_chunk else "")
+            if seen:
+                yield self._told({"field": name, "text": seen})
+        for name, text in fields.items():
+            if seen := text.end():
+                yield self._told({"field": name, "text": seen})
+        return outputs
 
     def _told(self, result: dict[str, Any]) -> dict[str, Any]:
         """A result as it may be seen: a model can say what was in its prompt."""

@@ -42,6 +42,16 @@ class Keys:
             text = text.replace(spelling, HIDDEN)
         return text
 
+    def cut(self, text: str) -> int:
+        """Where `text`, whose end is yet to come, can be parted: no key begins before that and ends after it."""
+        longest = max(map(len, self._spellings), default=0)
+        for place in range(max(0, len(text) - longest + 1), len(text)):
+            if any(
+                len(spelling) > len(text) - place and spelling.startswith(text[place:]) for spelling in self._spellings
+            ):
+                return self._before(text, place)
+        return len(text)
+
     def hide_in(self, value: Any) -> Any:
         """The same for all text in a JSON value."""
         if isinstance(value, str):
@@ -51,6 +61,36 @@ class Keys:
         if isinstance(value, list | tuple):
             return [self.hide_in(item) for item in value]
         return value
+
+    def _before(self, text: str, place: int) -> int:
+        """`place`, or where the key begins that it is in: one can end as it begins."""
+        while begins := [
+            begin
+            for spelling in self._spellings
+            if (begin := text.find(spelling, max(0, place - len(spelling) + 1))) != -1 and begin < place
+        ]:
+            place = min(begins)
+        return place
+
+
+class DiscreetText:
+    """A text that comes in pieces. What could be the beginning of a key is held back until it is known to be none."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._held = ""
+
+    def add(self, piece: str) -> str:
+        """What may be seen now."""
+        text = self._held + piece
+        place = self._keys.cut(text)
+        self._held = text[place:]
+        return self._keys.hide(text[:place])
+
+    def end(self) -> str:
+        """What was held back: no more comes."""
+        held, self._held = self._held, ""
+        return self._keys.hide(held)
 
 
 class DiscreetStream:

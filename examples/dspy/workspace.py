@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from bridge_sdk import ApplicationError
 from examples.dspy.signature import describe, read_inputs, read_signature
+from examples.dspy.stream import ProgramStreams
 from examples.dspy.tools import TOOLS
 
 ID_REQUIRED = "Program ID is required"
@@ -80,19 +81,28 @@ class Workspace:
 
     def execute(self, program: Program, inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
         """What the program gives for `inputs`, as JSON. Raises what DSPy does, too."""
-        # A stream of tokens would begin here: dspy.streamify gives the program's pieces as they come.
         with dspy.context(lm=model):
             prediction = program.module(**read_inputs(program.signature, inputs))
-        self.executions += 1
-        program.executions += 1
-        outputs: dict[str, Any] = _ANYTHING.dump_python(dict(prediction.items()), mode="json", fallback=str)
-        return outputs
+        return self._executed(program, prediction)
+
+    def stream(
+        self, program: Program, inputs: Mapping[str, Any], model: Any, streams: ProgramStreams
+    ) -> Generator[Any, None, dict[str, Any]]:
+        """The same, with the pieces of its outputs as they come. One that is left early counts for nothing."""
+        prediction = yield from streams.run(program.module, read_inputs(program.signature, inputs), model)
+        return self._executed(program, prediction)
 
     def clear(self) -> int:
         """Forget the programs; how many there were."""
         count = len(self.programs)
         self.programs.clear()
         return count
+
+    def _executed(self, program: Program, prediction: Any) -> dict[str, Any]:
+        self.executions += 1
+        program.executions += 1
+        outputs: dict[str, Any] = _ANYTHING.dump_python(dict(prediction.items()), mode="json", fallback=str)
+        return outputs
 
 
 def required(id: str | None) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import random
 from urllib.parse import quote
 
 import pytest
 
-from examples.dspy.keys import HIDDEN, DiscreetStream, Keys
+from examples.dspy.keys import HIDDEN, DiscreetStream, DiscreetText, Keys
 
 KEY = 'sk-"Ä/+9876543210'
 
@@ -59,3 +60,32 @@ def test_a_stream_passes_whole_lines_on() -> None:
     assert sink.getvalue() == ""
     stream.write(KEY[5:] + "\ntwo\n\nthree")
     assert sink.getvalue() == f"one {HIDDEN}\ntwo\n\n"
+
+
+def test_a_text_in_pieces_holds_back_what_could_be_a_key_and_no_more() -> None:
+    text = DiscreetText(keys_with("secret-one"))
+    assert text.add("a s") == "a "
+    assert text.add("ecret-") == ""
+    assert text.add("two, secret-") == "secret-two, "
+    assert text.add("one.") == f"{HIDDEN}."
+    assert text.add("secre") == ""
+    assert text.end() == "secre"
+    assert text.end() == ""
+
+
+def test_a_text_in_pieces_is_hidden_as_in_one() -> None:
+    """Also keys that overlap themselves and each other, however they are parted."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    chance = random.Random(seed)
+    for _ in range(3000):
+        keys = Keys()
+        for _ in range(chance.randint(1, 3)):
+            keys.add("".join(chance.choices("ab", k=chance.randint(8, 11))))
+        whole = "".join(chance.choices("ab", k=chance.randint(0, 60)))
+        text = DiscreetText(keys)
+        seen, rest = "", whole
+        while rest:
+            size = chance.randint(1, 9)
+            seen, rest = seen + text.add(rest[:size]), rest[size:]
+        assert seen + text.end() == keys.hide(whole)

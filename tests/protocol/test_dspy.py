@@ -10,6 +10,8 @@ import importlib.util
 import json
 import logging
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
@@ -52,12 +54,17 @@ class Provider:
 
     url: str = ""
     asked: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # the key that came, and the body
+    go_on: threading.Event = field(default_factory=threading.Event)  # the model that pauses may
+    hung_up: threading.Event = field(default_factory=threading.Event)  # on the model that never ends
 
     def answer(self, key: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         self.asked.append((key, body))
         if body["model"] == "refuses":
             return 401, {"error": {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}}
-        text = "\n".join(f"[[ ## {name} ## ]]\n{value}\n" for name, value in SAID.items())
+        fields = (
+            {"reasoning": "two and two, and so on", **SAID} if "reasoning" in json.dumps(body["messages"]) else SAID
+        )
+        text = "\n".join(f"[[ ## {name} ## ]]\n{value}\n" for name, value in fields.items())
         if body["model"] == "gossips":
             text = text.replace("four", f"your key is {key}")
         message = {"role": "assistant", "content": text + "\n[[ ## completed ## ]]"}
@@ -72,6 +79,26 @@ class Provider:
             "usage": usage,
         }
 
+    def stream(self, body: dict[str, Any], said: dict[str, Any], connection: socket.socket) -> None:
+        """Send the answer as server-sent events, a few characters in each, which part a key in the answer."""
+        sent = ""
+        for piece in re.findall(r"\w{1,3}|\W{1,3}", said["choices"][0]["message"]["content"]):
+            connection.sendall(self._event(said, {"role": "assistant", "content": piece}, None))
+            sent += piece
+            if sent.endswith("four") and body["model"] == "pauses":
+                assert self.go_on.wait(PATIENCE)
+            if sent.endswith("four") and body["model"] == "endless":
+                connection.settimeout(PATIENCE)
+                assert connection.recv(1) == b""
+                self.hung_up.set()
+                return
+        connection.sendall(self._event(said, {}, "stop") + b"data: [DONE]\n\n")
+
+    def _event(self, said: dict[str, Any], delta: dict[str, Any], finish_reason: str | None) -> bytes:
+        choices = [{"index": 0, "delta": delta, "finish_reason": finish_reason}]
+        event = {**said, "object": "chat.completion.chunk", "choices": choices, "usage": None}
+        return b"data: " + json.dumps(event).encode() + b"\n\n"
+
 
 @pytest.fixture(scope="module")
 def provider() -> Iterator[Provider]:
@@ -81,6 +108,12 @@ def provider() -> Iterator[Provider]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, said = provider.answer(self.headers["Authorization"].removeprefix("Bearer "), body)
+            if body.get("stream") and status == 200:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/event-stream")
+                self.end_headers()
+                provider.stream(body, said, self.connection)
+                return
             payload = json.dumps(said).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -162,6 +195,7 @@ def test_every_command_is_there(service: Service) -> None:
         "get_stats",
         "list_programs",
         "reset_state",
+        "stream_program",
     ]
 
 
@@ -342,6 +376,113 @@ def test_a_real_request_and_no_key_in_anything_that_is_left(service: Service, pr
     for name, content in written.items():
         for part in (b"0123456789", b"sk-Quay"):
             assert part not in content, name
+
+
+def joined(said: list[dict[str, str]]) -> dict[str, str]:
+    """The text of each field, of its pieces."""
+    fields: dict[str, str] = {}
+    for piece in said:
+        fields[piece["field"]] = fields.get(piece["field"], "") + piece["text"]
+    return fields
+
+
+def configure(service: Service, provider: Provider, model: str) -> None:
+    args = {"model": model, "provider": "openai", "api_base": provider.url, "api_key": KEY}
+    service.call("configure_lm", args)
+
+
+QUESTION: dict[str, object] = {"program_id": "p", "inputs": {"question": "2 + 2?"}}
+
+
+@pytest.mark.parametrize("program_type", ["predict", "chain_of_thought"])
+def test_a_program_is_read_while_the_model_speaks(service: Service, provider: Provider, program_type: str) -> None:
+    configure(service, provider, "pauses")
+    service.call("create_program", {"id": "p", "signature": ANSWER, "program_type": program_type})
+    provider.go_on.clear()
+    stream = service.producer.stream(service.name, "stream_program", QUESTION, timeout=PATIENCE)
+    said = []
+    with stream:
+        for piece in stream:
+            said.append(piece)
+            if "".join(piece["text"] for piece in said).endswith("four"):
+                provider.go_on.set()
+    assert provider.go_on.is_set()
+    assert len(said) > 3
+    thought = {} if program_type == "predict" else {"reasoning": "two and two, and so on"}
+    assert joined(said) == {**thought, "answer": "four", "sure": "0.5", "digits": "[4]"}
+    assert stream.reply is not None
+    assert stream.reply.result["outputs"] == {**thought, **SAID}
+    assert provider.asked[-1][1]["stream"] is True
+    assert service.call("get_stats").result["executions"] == 1
+    assert service.call("get_program_info", {"program_id": "p"}).result["execution_count"] == 1
+    told = service.call("execute_program", QUESTION).result
+    assert told.keys() == stream.reply.result.keys()
+    assert told["outputs"] == stream.reply.result["outputs"]
+
+
+def test_a_key_in_two_pieces_is_hidden(service: Service, provider: Provider) -> None:
+    configure(service, provider, "gossips")
+    service.call("create_program", {"id": "p", "signature": ANSWER})
+    stream = service.producer.stream(service.name, "stream_program", QUESTION, timeout=PATIENCE)
+    said = list(stream)
+    assert len(said) > 3
+    assert joined(said)["answer"] == "your key is [redacted]"
+    assert stream.reply is not None
+    assert stream.reply.result["outputs"]["answer"] == "your key is [redacted]"
+
+
+def test_leaving_a_program_early_ends_the_models_request(service: Service, provider: Provider) -> None:
+    configure(service, provider, "endless")
+    service.call("create_program", {"id": "p", "signature": ANSWER})
+    pid = service.call("get_stats").result["pid"]
+    provider.hung_up.clear()
+    with service.producer.stream(service.name, "stream_program", QUESTION, timeout=PATIENCE) as stream:
+        assert next(iter(stream))["field"] == "answer"
+    assert provider.hung_up.wait(PATIENCE)
+    stats = service.call("get_stats").result
+    assert (stats["pid"], stats["executions"], stats["errors"]) == (pid, 0, 0)
+    configure(service, provider, "gpt")
+    assert service.call("stream_program", QUESTION).result["outputs"] == SAID  # the next one is as any
+
+
+def test_a_stream_fails_as_an_execution_does(service: Service, provider: Provider) -> None:
+    service.call("create_program", {"id": "p", "signature": ANSWER})
+    wrong: list[dict[str, object]] = [{}, {"program_id": "none"}, QUESTION, {"program_id": "p", "inputs": {"other": 1}}]
+
+    def failures(command: str) -> list[str]:
+        found = []
+        for model in (None, "refuses"):
+            service.call("reset_state")
+            service.call("create_program", {"id": "p", "signature": ANSWER})
+            if model is not None:
+                configure(service, provider, model)
+            found += [refusal(service, command, args) for args in wrong]
+        return [*found, str(service.call("get_stats").result["errors"])]
+
+    failed = failures("stream_program")
+    assert failed == failures("execute_program")
+    assert "Incorrect API key provided: [redacted]" in "".join(failed)
+
+
+def test_a_model_that_does_not_stream(service: Service) -> None:
+    thought = {"next_thought": "add", "next_tool_name": "calculate", "next_tool_args": '{"expression": "2 + 2"}'}
+    enough = {"next_thought": "done", "next_tool_name": "finish", "next_tool_args": "{}"}
+    service.call("configure_lm", dummy([thought, enough, {"reasoning": "so", **SAID}]))
+    service.call("create_program", {"id": "p", "signature": ANSWER, "program_type": "react", "tools": ["calculate"]})
+    stream = service.producer.stream(service.name, "stream_program", QUESTION, timeout=PATIENCE)
+    assert joined(list(stream)).keys() <= {"reasoning", *SAID}
+    assert stream.reply is not None
+    outputs = stream.reply.result["outputs"]
+    assert outputs["trajectory"]["observation_0"] == 4
+    assert {name: outputs[name] for name in SAID} == SAID
+
+
+def test_in_a_session_the_result_is_the_same(service: Service) -> None:
+    session = service.session("streams")
+    session.call("configure_lm", dummy([SAID]))
+    session.call("create_program", {"id": "p", "signature": ANSWER})
+    assert session.call("stream_program", QUESTION).result["outputs"] == SAID
+    assert session.call("get_stats").result["executions"] == 1
 
 
 def test_what_is_printed_or_logged_holds_no_key() -> None:
