@@ -38,6 +38,7 @@ ANSWER = {
     ],
 }
 SAID = {"answer": "four", "sure": 0.5, "digits": [4]}
+REASONING = "two and two, and so on"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,9 +62,10 @@ class Provider:
         self.asked.append((key, body))
         if body["model"] == "refuses":
             return 401, {"error": {"message": f"Incorrect API key provided: {key}", "code": "invalid_api_key"}}
-        fields = (
-            {"reasoning": "two and two, and so on", **SAID} if "reasoning" in json.dumps(body["messages"]) else SAID
-        )
+        asked = json.dumps(body["messages"])
+        fields: dict[str, Any] = {"reasoning": REASONING, **SAID} if "reasoning" in asked else SAID
+        if "next_tool_name" in asked:
+            fields = {"next_thought": "enough", "next_tool_name": "finish", "next_tool_args": "{}"}
         text = "\n".join(f"[[ ## {name} ## ]]\n{value}\n" for name, value in fields.items())
         if body["model"] == "gossips":
             text = text.replace("four", f"your key is {key}")
@@ -394,7 +396,7 @@ def configure(service: Service, provider: Provider, model: str) -> None:
 QUESTION: dict[str, object] = {"program_id": "p", "inputs": {"question": "2 + 2?"}}
 
 
-@pytest.mark.parametrize("program_type", ["predict", "chain_of_thought"])
+@pytest.mark.parametrize("program_type", ["predict", "chain_of_thought", "react"])
 def test_a_program_is_read_while_the_model_speaks(service: Service, provider: Provider, program_type: str) -> None:
     configure(service, provider, "pauses")
     service.call("create_program", {"id": "p", "signature": ANSWER, "program_type": program_type})
@@ -408,16 +410,18 @@ def test_a_program_is_read_while_the_model_speaks(service: Service, provider: Pr
                 provider.go_on.set()
     assert provider.go_on.is_set()
     assert len(said) > 3
-    thought = {} if program_type == "predict" else {"reasoning": "two and two, and so on"}
+    thought = {} if program_type == "predict" else {"reasoning": REASONING}
     assert joined(said) == {**thought, "answer": "four", "sure": "0.5", "digits": "[4]"}
     assert stream.reply is not None
-    assert stream.reply.result["outputs"] == {**thought, **SAID}
+    outputs = stream.reply.result["outputs"]
+    assert {name: outputs[name] for name in outputs if name != "trajectory"} == {**thought, **SAID}
+    assert ("trajectory" in outputs) == (program_type == "react")
     assert provider.asked[-1][1]["stream"] is True
     assert service.call("get_stats").result["executions"] == 1
     assert service.call("get_program_info", {"program_id": "p"}).result["execution_count"] == 1
     told = service.call("execute_program", QUESTION).result
     assert told.keys() == stream.reply.result.keys()
-    assert told["outputs"] == stream.reply.result["outputs"]
+    assert told["outputs"] == outputs
 
 
 def test_a_key_in_two_pieces_is_hidden(service: Service, provider: Provider) -> None:
