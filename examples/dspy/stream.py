@@ -2,7 +2,7 @@
 
 DSPy streams on an event loop, and ends a model's request only where a task of that loop is cancelled. So there is one
 loop, in a thread of its own, for all streams of the process: the connections to the provider, which are kept, belong to
-it. The main thread waits, where a cancel can interrupt it, and nothing but its waiting.
+it. The main thread only waits: what interrupts that interrupts nothing of DSPy's.
 """
 
 from __future__ import annotations
