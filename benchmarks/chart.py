@@ -8,7 +8,7 @@ from html import escape
 from benchmarks.results import Row, Run
 from benchmarks.systems import QUAYBRIDGE
 
-WIDTH, LABELS, FIGURES = 760, 250, 130  # pixels: in all, left of the bars, right of them
+WIDTH, LABELS, FIGURES = 800, 290, 130  # pixels: in all, left of the bars, right of them
 BAR, GAP, HEAD = 22, 12, 64
 OURS, THEIRS, TEXT = "#c2571a", "#7a8794", "#7f7f7f"
 
