@@ -52,7 +52,7 @@ from broker.contract import Broker, Channel, ChannelClosed, Message
 from broker.link import Link
 from producer.async_producer import AsyncProducer
 from quaybridge.rabbitmq import ContainerRabbitMQ, PrivateRabbitMQ, RabbitMQ, RabbitMQError
-from worker_node.core.lookahead import Lookahead
+from worker_node.core.lookahead import MOST_PER_SLOT, Lookahead
 from worker_node.node import Node
 from worker_node.settings import NodeSettings
 
@@ -400,7 +400,8 @@ async def requests_full(here: Scene) -> AsyncIterator[None]:
     """The producers are told so, and what was taken is kept."""
     async with here.policy(f"^{re.escape(QUEUE)}$", **{"max-length": 1, "overflow": "reject-publish"}):
         # More than the node takes ahead. Of one burst the queue takes all: it says that it is full when it is.
-        burst = [asyncio.create_task(here.load.call(seconds=1.5 if n < 2 else 0.0)) for n in range(100)]
+        count = 2 * 2 * (1 + MOST_PER_SLOT)  # twice what two bridges may have ahead
+        burst = [asyncio.create_task(here.load.call(seconds=3.0 if n < 2 else 0.0)) for n in range(count)]
         async with asyncio.timeout(PATIENCE):
             while not here.load.troubles["Refused"]:
                 await asyncio.sleep(0.1)
