@@ -62,44 +62,21 @@ def encode_cancel(cancel: Cancel) -> bytes:
     """The body of a cancel. Raises ValueError for a service or message id that cannot be one."""
     if problem := _cancel_problem(cancel.service, cancel.message_id):
         raise ValueError(problem)
-    return codec.encode(
-        {
-            "protocol": PROTOCOL_VERSION,
-            "control": CANCEL,
-            "service": cancel.service,
-            "message_id": cancel.message_id,
-        }
-    )
+    return _encode(CANCEL, cancel.service, message_id=cancel.message_id)
 
 
 def encode_owns(owns: Owns) -> bytes:
     """The body of an announcement. Raises ValueError for what cannot be one."""
     if problem := _owns_problem(owns.service, owns.partition, owns.node):
         raise ValueError(problem)
-    return codec.encode(
-        {
-            "protocol": PROTOCOL_VERSION,
-            "control": OWNS,
-            "service": owns.service,
-            "partition": owns.partition,
-            "node": owns.node,
-        }
-    )
+    return _encode(OWNS, owns.service, partition=owns.partition, node=owns.node)
 
 
 def encode_credit(credit: Credit) -> bytes:
     """The body of a credit. Raises ValueError for what cannot be one."""
     if problem := _credit_problem(credit.service, credit.run, credit.chunks):
         raise ValueError(problem)
-    return codec.encode(
-        {
-            "protocol": PROTOCOL_VERSION,
-            "control": CREDIT,
-            "service": credit.service,
-            "run": credit.run,
-            "chunks": credit.chunks,
-        }
-    )
+    return _encode(CREDIT, credit.service, run=credit.run, chunks=credit.chunks)
 
 
 def owns_key(service: str) -> str:
@@ -143,6 +120,10 @@ def control_topology(queue: str, services: tuple[str, ...]) -> tuple[Queue | Bin
         Queue(queue, exclusive=True),
         *(Binding(CONTROL, key(service), queue) for service in services for key in (cancel_key, owns_key)),
     )
+
+
+def _encode(kind: str, service: str, **rest: str | int) -> bytes:
+    return codec.encode({"protocol": PROTOCOL_VERSION, "control": kind, "service": service, **rest})
 
 
 def _read_owns(said: Mapping[str, Any]) -> Owns:

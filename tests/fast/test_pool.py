@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from pool_stories import LIMITS
 
 from worker_node.core.pool import (
     TRANSITIONS,
@@ -15,7 +16,6 @@ from worker_node.core.pool import (
     Event,
     Phase,
     Pool,
-    PoolLimits,
     Reason,
     Send,
     Start,
@@ -23,18 +23,6 @@ from worker_node.core.pool import (
     Stop,
     Ticket,
     Wear,
-)
-
-LIMITS = PoolLimits(
-    least=2,
-    most=2,
-    eager=True,
-    start_timeout=30,
-    run_timeout=60,
-    cancel_timeout=3,
-    stop_timeout=5,
-    restart_delay=0.5,
-    max_restart_delay=8,
 )
 
 

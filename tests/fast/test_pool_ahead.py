@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pool_stories import LIMITS, Numbered
 
 from worker_node.core.pool import (
     Cancel,
     End,
     Pool,
-    PoolLimits,
     Reason,
     Recall,
     Send,
     Step,
     Stop,
-    Ticket,
     Wear,
 )
 
-LIMITS = PoolLimits(
-    least=1,
-    most=1,
-    eager=True,
-    start_timeout=30,
-    run_timeout=60,
-    cancel_timeout=3,
-    stop_timeout=5,
-    restart_delay=0.5,
-    max_restart_delay=8,
-    recall_after=0.05,
-)
 
-
-@dataclass(slots=True, eq=False, kw_only=True)
-class Named(Ticket):
-    """A ticket that a story can name."""
-
-    def __repr__(self) -> str:
-        return f"t{self.request_id}"
-
-
-def ticket(number: int, **options: Any) -> Named:
-    return Named(request_id=number, **{"light": True, **options})
+def ticket(number: int, **options: Any) -> Numbered:
+    return Numbered(request_id=number, **{"light": True, **options})
 
 
 def pool(
@@ -55,9 +33,9 @@ def pool(
     most: int = 2,
     cancels: bool = True,
     wear: Wear = Wear(),  # noqa: B008 - it is frozen
-) -> Pool[Named]:
+) -> Pool[Numbered]:
     """A pool at time 0 whose bridges are up."""
-    made: Pool[Named] = Pool(replace(LIMITS, least=bridges, most=bridges, wear=wear), lambda: 1.0)
+    made: Pool[Numbered] = Pool(replace(LIMITS, least=bridges, most=bridges, wear=wear), lambda: 1.0)
     made.open(0)
     made.ahead = most
     for number in range(bridges):
@@ -65,7 +43,7 @@ def pool(
     return made
 
 
-def submitted(tried: Pool[Named], *tickets: Named, now: float = 0) -> list[Named]:
+def submitted(tried: Pool[Numbered], *tickets: Numbered, now: float = 0) -> list[Numbered]:
     """Those that were sent to a bridge."""
     sent = []
     for each in tickets:

@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pool_stories import LIMITS, Numbered
 
-from worker_node.core.pool import Cancel, End, Phase, Pool, PoolLimits, Reason, Send, Step, Stop, Ticket
-
-LIMITS = PoolLimits(
-    least=1,
-    most=1,
-    eager=True,
-    start_timeout=30,
-    run_timeout=60,
-    cancel_timeout=3,
-    stop_timeout=5,
-    restart_delay=0.5,
-    max_restart_delay=8,
-)
+from worker_node.core.pool import Cancel, End, Phase, Pool, Reason, Send, Step, Stop
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
-class Named(Ticket):
-    """A ticket that a story can name."""
-
-    def __repr__(self) -> str:
-        return f"t{self.request_id}"
+def ticket(number: int, **options: Any) -> Numbered:
+    return Numbered(request_id=number, **options)
 
 
-def ticket(number: int, **options: Any) -> Named:
-    return Named(request_id=number, **options)
-
-
-def pool(*, cancels: bool = False, concurrency: int = 1, bridges: int = 1) -> Pool[Named]:
+def pool(*, cancels: bool = False, concurrency: int = 1, bridges: int = 1) -> Pool[Numbered]:
     """A pool at time 0 whose bridges are up."""
-    made: Pool[Named] = Pool(replace(LIMITS, least=bridges, most=bridges), lambda: 1.0)
+    made: Pool[Numbered] = Pool(replace(LIMITS, least=bridges, most=bridges), lambda: 1.0)
     made.open(0)
     for number in range(bridges):
         made.greeted(number, concurrency=concurrency, cancels=cancels, now=0)

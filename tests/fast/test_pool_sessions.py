@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from pool_stories import LIMITS
 
 from worker_node.core.pool import (
     Claim,
     End,
     Forget,
     Pool,
-    PoolLimits,
     Reason,
     Recall,
     Send,
@@ -25,17 +25,6 @@ from worker_node.core.pool import (
 )
 from worker_node.core.sessions import Ending, SessionLimits, Sessions
 
-LIMITS = PoolLimits(
-    least=2,
-    most=2,
-    eager=True,
-    start_timeout=30,
-    run_timeout=60,
-    cancel_timeout=3,
-    stop_timeout=5,
-    restart_delay=0.5,
-    max_restart_delay=8,
-)
 numbers = itertools.count(1)
 
 
