@@ -21,8 +21,8 @@ class InProcess:
     `on_progress` is called with what a command says of its progress, as a frame's payload.
     """
 
-    def __init__(self, bridge: Bridge, on_progress: Callable[[bytes], None] = lambda payload: None) -> None:
-        self.on_progress = on_progress
+    def __init__(self, bridge: Bridge) -> None:
+        self.on_progress: Callable[[bytes], None] = lambda payload: None
         self._bridge = bridge
         self._commands = bridge.commands()
         bridge.tell_progress(self)

@@ -263,6 +263,7 @@ class Settlement:
             address = reply_address(properties)
             if address is None:
                 continue
+            taken = claimed if claimed is not None and _takes_claims(delivery) else None
             envelope = reply_properties(
                 correlation_id=_usable(properties.correlation_id) or _usable(properties.message_id),
                 code=code,
@@ -271,11 +272,11 @@ class Settlement:
                 redelivered=delivery.redelivered,
                 epoch=case.epoch,
                 fresh=case.fresh,
-                claim=(claim := claimed is not None and _takes_claims(delivery)),
+                claim=taken is not None,
                 run=case.run,
                 chunks=case.chunks,
             )
-            body = claimed if claim and claimed is not None else payload
+            body = payload if taken is None else taken
             replies.append(Message(exchange="", routing_key=address, body=body, properties=envelope))
         return replies
 
