@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Generic, Literal, TypedDict, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from bridge_protocol.errors import CodedError
 from producer.reply import Reply
@@ -14,17 +14,6 @@ MOST_IN_FLIGHT_BYTES = 64 * 1024 * 1024
 
 OnError = Literal["raise", "return"]
 F = TypeVar("F")
-
-
-class MapOptions(TypedDict, total=False):
-    """The options of a map beside `on_error`, which decides what it gives: see AsyncProducer.map."""
-
-    in_flight: int
-    in_flight_bytes: int
-    timeout: float
-    idempotent: bool
-    priority: int | None
-    ordered: bool
 
 
 class Flight(Generic[F]):

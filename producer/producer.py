@@ -18,14 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import selectors
 import threading
-import time
-from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -35,16 +31,25 @@ from bridge_protocol.claim_check import DEFAULT_THRESHOLD
 from bridge_protocol.errors import BrokerUnavailable, CodedError, QuaybridgeError, RequestFailed
 from broker.contract import Broker
 from broker.store import Store
-from producer.async_producer import CONNECT_TIMEOUT, DEFAULT_TIMEOUT, AsyncProducer
-from producer.chunks import GRANT_EVERY, Piece
-from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, MapOptions, OnError, at_position
-from producer.handle import Handle
+from producer.async_producer import CONNECT_TIMEOUT, AsyncProducer
+from producer.flight import MOST_IN_FLIGHT, MOST_IN_FLIGHT_BYTES, Flight, OnError, at_position
+from producer.loop_thread import FORKED, LoopThread, of_another_thread
+from producer.options import (
+    DEFAULT_TIMEOUT,
+    CallOptions,
+    MapOptions,
+    PublishOptions,
+    SessionOptions,
+    StreamOptions,
+    SubmitOptions,
+)
 from producer.outcome import Outcome
 from producer.progress import Progress
 from producer.reply import Reply
 from producer.request import PreparedRequest
-from producer.session import MOST_JOURNALED, MOST_JOURNALED_BYTES, MOST_WAITING, AsyncSession, Mode
-from producer.stream import AsyncStream
+from producer.sender import Sender
+from producer.thread_session import Session
+from producer.thread_stream import Stream
 
 # What may be on its way to the loop, or wait there for room, before whoever submits more is made to wait.
 MOST_HANDED_OVER = 64
@@ -53,7 +58,6 @@ CLOSE_TIMEOUT = 15.0  # seconds for `close`; the broker is given three of them
 
 NOT_STARTED = "not started: use it in a with block, or call start()"
 CLOSED = "closed"
-FORKED = "this process was forked from the one that began it, which has what belongs to it: begin it here anew"
 
 T = TypeVar("T")
 
@@ -106,9 +110,7 @@ class Producer:
 
     def _renew(self, out_of_use: str | None) -> None:
         self._own = self._make()
-        self._thread: threading.Thread | None = None
-        self._selector: selectors.BaseSelector | None = None  # of the thread's loop
-        self._stop = asyncio.Event()  # the thread's loop
+        self._thread: LoopThread | None = None
         # What follows is guarded by the lock.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -125,6 +127,10 @@ class Producer:
         if self._process != os.getpid():
             self._reopen()
         return self._own
+
+    @property
+    def _sender(self) -> Sender:
+        return self._producer.sender
 
     def __repr__(self) -> str:
         return repr(self._own).replace("AsyncProducer", "Producer", 1)
@@ -154,16 +160,17 @@ class Producer:
     def _begin_life(self) -> None:
         """Have a loop to run on. With the lock held."""
         if self._given is None:
-            self._loop = self._start_loop()
+            self._thread = LoopThread("quaybridge producer")
+            self._loop = self._thread.loop
         elif not self._given.is_running():
             raise RuntimeError("the event loop given to a Producer must be running, in another thread")
         else:
-            self._loop = _of_another_thread(self._given)
+            self._loop = of_another_thread(self._given)
         self._out_of_use = None
 
     def _connect(self) -> None:
         try:
-            self._run(self._own.start())
+            self.run(self._own.start())
         except BaseException:
             self._end()
             raise
@@ -176,7 +183,8 @@ class Producer:
         with self._forking:
             if self._process == os.getpid():
                 return  # another thread was faster
-            self._let_go()
+            if self._thread is not None:
+                self._thread.let_go()
             if self._out_of_use is None:
                 if self._given is not None:
                     raise RuntimeError(
@@ -194,21 +202,6 @@ class Producer:
                 self._renew(self._out_of_use)
             self._process = os.getpid()
 
-    def _let_go(self) -> None:
-        """Give up this process's share of the connection, without a word to the broker or to the parent's loop.
-
-        Closing would tell the broker; a selector's `unregister` would reach the parent's epoll, which is shared.
-        """
-        if self._selector is None:
-            return
-        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            for descriptor in [key.fd for key in self._selector.get_map().values()]:
-                os.dup2(nowhere, descriptor, inheritable=False)
-        finally:
-            os.close(nowhere)
-        self._selector = None
-
     def close(self) -> None:
         """Disconnect; takes at most CLOSE_TIMEOUT (15 s). Does nothing the second time.
 
@@ -218,7 +211,8 @@ class Producer:
         """
         if self._process != os.getpid():
             with self._forking:
-                self._let_go()  # what the parent opened is the parent's to close
+                if self._thread is not None:
+                    self._thread.let_go()  # what the parent opened is the parent's to close
                 self._renew(CLOSED)
                 self._process = os.getpid()
         self._end()
@@ -234,35 +228,16 @@ class Producer:
         try:
             closing.result(CLOSE_TIMEOUT)
         finally:
-            if self._thread is not None and self._loop is not None:
-                self._loop.call_soon_threadsafe(self._stop.set)
+            if self._thread is not None:
+                self._thread.stop(wait=closing.done())
                 if closing.done():
-                    self._thread.join()
-                    self._selector = None
+                    self._thread = None
 
     def call(
-        self,
-        service: str,
-        command: str,
-        args: Mapping[str, Any] | None = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
-        cancel_on_disconnect: bool = False,
-        priority: int | None = None,
-        progress: Callable[[Progress], None] | None = None,
+        self, service: str, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]
     ) -> Reply:
-        """Send a request and wait for its reply: see AsyncProducer.call, and `submit` for `progress`."""
-        outcome = self.submit(
-            service,
-            command,
-            args,
-            timeout=timeout,
-            idempotent=idempotent,
-            cancel_on_disconnect=cancel_on_disconnect,
-            priority=priority,
-            progress=progress,
-        )
+        """Send a request and wait for its reply: see AsyncProducer.call."""
+        outcome = self.submit(service, command, args, **options)
         try:
             return outcome.result()
         except KeyboardInterrupt:
@@ -276,31 +251,17 @@ class Producer:
         args: Mapping[str, Any] | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
-        cancel_on_disconnect: bool = False,
-        priority: int | None = None,
-        delay: float | None = None,
-        at: datetime | float | None = None,
         progress: Callable[[Progress], None] | None = None,
+        **options: Unpack[SubmitOptions],
     ) -> Outcome:
         """Send a request; its outcome is a future, for its Reply or for the exception that stands for its failure.
 
         Waits while too much waits for room to be published. Raises BadRequest and TooLarge, and BrokerUnavailable
         if the producer is not started or closed; whatever happens after that is raised by the outcome. For the
-        options see AsyncProducer.call and submit; `progress` is called in the event loop's thread, and must not block.
+        options see AsyncProducer.submit; `progress` is called in the event loop's thread, and must not block.
         """
-        request = self._producer.prepare(
-            service,
-            command,
-            args,
-            timeout=timeout,
-            idempotent=idempotent,
-            cancel_on_disconnect=cancel_on_disconnect,
-            priority=priority,
-            delay=delay,
-            at=at,
-            progress=progress is not None,
-        )
+        wanted = progress is not None
+        request = self._sender.prepare(service, command, args, timeout=timeout, progress=wanted, **options)
         return self._hand_over(request, timeout, progress)
 
     def _hand_over(
@@ -322,50 +283,14 @@ class Producer:
         return outcome
 
     def stream(
-        self,
-        service: str,
-        command: str,
-        args: Mapping[str, Any] | None = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        on_restart: Callable[[int], None] | None = None,
-        cancel_on_disconnect: bool = False,
-        progress: Callable[[Progress], None] | None = None,
+        self, service: str, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> Stream:
-        """The chunks of a request, as they come: see AsyncProducer.stream. `progress` as for `submit`."""
-        inner = self._producer.stream(
-            service,
-            command,
-            args,
-            timeout=timeout,
-            on_restart=on_restart,
-            cancel_on_disconnect=cancel_on_disconnect,
-            progress=progress,
-        )
-        return Stream(self, inner)
+        """The chunks of a request, as they come: see AsyncProducer.stream."""
+        return Stream(self.run, self._producer.stream(service, command, args, **options))
 
-    def session(
-        self,
-        id: str,
-        *,
-        service: str,
-        mode: Mode = "strict",
-        journal: Collection[str] = (),
-        max_waiting: int = MOST_WAITING,
-        max_journal: int = MOST_JOURNALED,
-        max_journal_bytes: int = MOST_JOURNALED_BYTES,
-    ) -> Session:
+    def session(self, id: str, *, service: str, **options: Unpack[SessionOptions]) -> Session:
         """The session of that id, whose requests meet the same live bridge: see AsyncSession."""
-        inner = self._producer.session(
-            id,
-            service=service,
-            mode=mode,
-            journal=journal,
-            max_waiting=max_waiting,
-            max_journal=max_journal,
-            max_journal_bytes=max_journal_bytes,
-        )
-        return Session(self, inner)
+        return Session(self.run, self._producer.session(id, service=service, **options))
 
     def publish(
         self,
@@ -374,41 +299,27 @@ class Producer:
         args: Mapping[str, Any] | None = None,
         *,
         timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
-        priority: int | None = None,
-        delay: float | None = None,
-        at: datetime | float | None = None,
+        **options: Unpack[PublishOptions],
     ) -> str:
         """Send a request whose reply nobody awaits; its message id, once confirmed: see AsyncProducer.publish."""
-        return self._run(
-            self._producer.publish(
-                service,
-                command,
-                args,
-                timeout=timeout,
-                idempotent=idempotent,
-                priority=priority,
-                delay=delay,
-                at=at,
-            )
-        )
+        return self.run(self._producer.publish(service, command, args, timeout=timeout, **options))
 
     def collect(self, *, idle_timeout: float | None = None) -> Generator[Reply | RequestFailed, None, None]:
         """The replies in the `reply_queue` that no call of this producer awaits: see AsyncProducer.collect."""
         replies = (own := self._producer).collect(idle_timeout=idle_timeout)
         try:
-            while (reply := self._run(_next(replies))) is not None:
+            while (reply := self.run(_next(replies))) is not None:
                 yield reply
                 if self._producer is not own:
                     raise RuntimeError(FORKED)
         finally:
             if self._own is own:
                 with suppress(BrokerUnavailable):  # it is closed: the broker has what was not acknowledged
-                    self._run(replies.aclose())
+                    self.run(replies.aclose())
 
     def cancel(self, service: str, message_id: str, *, timeout: float = DEFAULT_TIMEOUT) -> bool:
         """Tell every node of `service` that this request shall not run, or not run on: see AsyncProducer.cancel."""
-        return self._run(self._producer.cancel(service, message_id, timeout=timeout))
+        return self.run(self._producer.cancel(service, message_id, timeout=timeout))
 
     @overload
     def map(
@@ -449,7 +360,7 @@ class Producer:
         """One request for each of `args`, a bounded number at once, and their replies: see AsyncProducer.map."""
 
         def prepared(item: Mapping[str, Any]) -> PreparedRequest:
-            return self._producer.prepare(
+            return self._sender.prepare(
                 service, command, item, timeout=timeout, idempotent=idempotent, priority=priority
             )
 
@@ -513,13 +424,17 @@ class Producer:
             ended = asyncio.wrap_future(outcome)
             # Looked at, or asyncio complains that nobody did.
             ended.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-            return await self._own.cancel_until(outcome.service, outcome.message_id, ended, timeout)
+            return await self._own.sender.cancel_until(outcome.service, outcome.message_id, ended, timeout)
 
-        return self._run(cancel())
+        return self.run(cancel())
 
     # From a thread to the loop.
 
-    def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Have its event loop run `coroutine`, and wait for what that gives or raises. For its sessions and streams.
+
+        Raises BrokerUnavailable if it is not started or closed.
+        """
         try:
             with self._lock:
                 future = self._begin(coroutine)
@@ -540,23 +455,7 @@ class Producer:
     def _usable_loop(self) -> asyncio.AbstractEventLoop:
         if self._out_of_use is not None or self._loop is None:
             raise BrokerUnavailable(f"not sent: the producer is {self._out_of_use}")
-        return _of_another_thread(self._loop)
-
-    def _start_loop(self) -> asyncio.AbstractEventLoop:
-        started: Future[asyncio.AbstractEventLoop] = Future()
-
-        async def live() -> None:
-            started.set_result(asyncio.get_running_loop())
-            await self._stop.wait()
-
-        def run() -> None:
-            with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
-                runner.run(live())
-
-        self._selector = selector = selectors.DefaultSelector()
-        self._thread = threading.Thread(target=run, name="quaybridge producer", daemon=True)
-        self._thread.start()
-        return started.result()
+        return of_another_thread(self._loop)
 
     # In the loop's thread.
 
@@ -580,7 +479,7 @@ class Producer:
         if order.outcome.cancelled():
             return True
         try:
-            handle = self._own.send_at_once(order.request, order.timeout, order.progress)
+            handle = self._own.sender.send_at_once(order.request, order.timeout, order.progress)
         except QuaybridgeError as error:
             order.outcome.fail(error)
             return True
@@ -591,7 +490,7 @@ class Producer:
     async def _send(self, order: _Order) -> None:
         """Send it when there is room."""
         try:
-            order.outcome.follow(await self._own.send(order.request, order.timeout, order.progress))
+            order.outcome.follow(await self._own.sender.send(order.request, order.timeout, order.progress))
         except QuaybridgeError as error:
             order.outcome.fail(error)
         finally:
@@ -621,170 +520,6 @@ class Producer:
         task = asyncio.current_task()
         if others := [other for other in self._tasks if other is not task]:
             await asyncio.wait(others)
-
-
-class Session:
-    """A session for any thread: AsyncSession, on its producer's loop. Made by Producer.session.
-
-    `call` and `submit` of several threads are in line in the order in which they came.
-    """
-
-    def __init__(self, producer: Producer, inner: AsyncSession) -> None:
-        self._producer = producer
-        self._own = inner
-        self._process = os.getpid()
-
-    def __repr__(self) -> str:
-        return repr(self._own).replace("AsyncSession", "Session", 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def _inner(self) -> AsyncSession:
-        if self._process != os.getpid():
-            raise RuntimeError(f"the session {self._own.id!r}: {FORKED}")
-        return self._own
-
-    @property
-    def id(self) -> str:
-        """Its id."""
-        return self._own.id
-
-    @property
-    def epoch(self) -> str | None:
-        """Names the live bridge it has, if it has one."""
-        return self._own.epoch
-
-    def call(
-        self,
-        command: str,
-        args: Mapping[str, Any] | None = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
-    ) -> Reply:
-        """Send a request, after those before it, and wait for its reply: see AsyncSession.call."""
-        return self._producer._run(self._inner.call(command, args, timeout=timeout, idempotent=idempotent))
-
-    def submit(
-        self,
-        command: str,
-        args: Mapping[str, Any] | None = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
-    ) -> Outcome:
-        """Put a request in line; its outcome, as of Producer.submit. Waits while the line is full."""
-
-        async def submit() -> Outcome:
-            handle = await self._inner.submit(command, args, timeout=timeout, idempotent=idempotent)
-            loop = asyncio.get_running_loop()
-            outcome = Outcome(self._inner.service, handle.message_id, loop, cancel_until)
-            outcome.follow(handle)
-            handles.append(handle)
-            return outcome
-
-        handles: list[Handle] = []
-
-        def cancel_until(outcome: Outcome, timeout: float | None) -> bool:
-            return self._producer._run(handles[0].cancel(timeout=timeout))
-
-        return self._producer._run(submit())
-
-    def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """End the session, after what is in line: see AsyncSession.close."""
-        self._producer._run(self._inner.close(timeout=timeout))
-
-
-class Stream:
-    """A stream for any thread: AsyncStream, on its producer's loop. Made by Producer.stream; iterated by one thread.
-
-    `on_restart` is called in the event loop's thread, before the iteration goes on with the new run's first chunk.
-    """
-
-    def __init__(self, producer: Producer, inner: AsyncStream) -> None:
-        self._producer = producer
-        self._inner = inner
-
-    def __repr__(self) -> str:
-        return repr(self._inner).replace("AsyncStream", "Stream", 1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @property
-    def message_id(self) -> str:
-        """The request's."""
-        return self._inner.message_id
-
-    @property
-    def reply(self) -> Reply | None:
-        """The Reply, once the last chunk has been taken."""
-        return self._inner.reply
-
-    def __iter__(self) -> Iterator[Any]:
-        self._inner.enter()
-        return self._items()
-
-    def close(self) -> None:
-        """Leave: if the request has not ended, have it cancelled."""
-        with suppress(BrokerUnavailable):  # the producer is closed, and told the nodes
-            self._producer._run(self._inner.aclose())
-
-    def _items(self) -> Generator[Any, None, None]:
-        try:
-            used: _Used | None = None
-            while pieces := self._producer._run(self._take(used)):
-                used = _Used(pieces[0].run)
-                since = time.monotonic()
-                for piece in pieces:
-                    yield piece.data
-                    used.chunks += 1
-                    used.bytes += piece.size
-                    if time.monotonic() - since >= GRANT_EVERY:  # one who takes his time must not seem to take none
-                        self._producer._run(self._done_with(used))
-                        used = _Used(piece.run)
-                        since = time.monotonic()
-        finally:
-            self.close()
-
-    async def _take(self, used: _Used | None) -> list[Piece]:
-        if used is not None:
-            await self._done_with(used)
-        return await self._inner.take()
-
-    async def _done_with(self, used: _Used) -> None:
-        self._inner.done_with(used.run, used.chunks, used.bytes)
-
-
-@dataclass(slots=True)
-class _Used:
-    """So many chunks of a run, and their size."""
-
-    run: str
-    chunks: int = 0
-    bytes: int = 0
-
-
-def _of_another_thread(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
-    try:
-        here = asyncio.get_running_loop()
-    except RuntimeError:
-        return loop
-    if here is loop:
-        raise RuntimeError("in the thread of its event loop a Producer would wait for itself: use AsyncProducer there")
-    return loop
 
 
 async def _next(replies: AsyncGenerator[T, None]) -> T | None:

@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Self, Unpack
 
 from bridge_protocol.errors import (
     BadRequest,
@@ -35,38 +35,15 @@ from bridge_protocol.errors import (
 )
 from bridge_protocol.messages import CLEANUP_SESSION, with_deadline
 from producer.handle import Canceller, Handle
+from producer.options import DEFAULT_TIMEOUT, Mode, SessionCallOptions
 from producer.reply import Reply
 from producer.request import PreparedRequest, session_problem
+from producer.sender import Sender
 
-Mode = Literal["strict", "prefer", "rebuild"]
-
-DEFAULT_TIMEOUT = 30.0  # seconds
 MOST_WAITING = 1000
 MOST_JOURNALED = 100
 MOST_JOURNALED_BYTES = 4 * 1024 * 1024
 REMEMBERED_EPOCHS = 8  # that are gone
-
-
-class Sender(Canceller, Protocol):
-    """What a session needs of its producer: see AsyncProducer."""
-
-    def prepare(
-        self,
-        service: str,
-        command: str,
-        args: Mapping[str, Any] | None,
-        *,
-        timeout: float,
-        idempotent: bool = False,
-        session: str | None = None,
-    ) -> PreparedRequest:
-        """Check and encode a request."""
-
-    def send_at_once(self, request: PreparedRequest, timeout: float) -> Handle | None:
-        """Send it, if there is room."""
-
-    async def send(self, request: PreparedRequest, timeout: float) -> Handle:
-        """Send it when there is room."""
 
 
 class SessionHandle(Handle):
@@ -106,7 +83,7 @@ class AsyncSession:
 
     def __init__(
         self,
-        producer: Sender,
+        sender: Sender,
         id: str,
         *,
         service: str,
@@ -130,7 +107,7 @@ class AsyncSession:
         self.epoch: str | None = None
         self.lost = 0  # how often its bridge was found to be gone
         self.rebuilt = 0  # how often that was made good from the journal
-        self._producer = producer
+        self._sender = sender
         self._commands = frozenset(journal)
         self._journal: list[PreparedRequest] = []
         self._journal_bytes = 0
@@ -156,18 +133,13 @@ class AsyncSession:
         await self.close()
 
     async def call(
-        self,
-        command: str,
-        args: Mapping[str, Any] | None = None,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        idempotent: bool = False,
+        self, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[SessionCallOptions]
     ) -> Reply:
-        """Send a request, after those before it have ended, and await its reply, for `timeout` seconds in all.
+        """Send a request, after those before it have ended, and await its reply. The options are SessionCallOptions.
 
         Raises what AsyncProducer.call does, and SessionLost as `mode` says.
         """
-        handle = await self.submit(command, args, timeout=timeout, idempotent=idempotent)
+        handle = await self.submit(command, args, **options)
         return await handle.future
 
     async def submit(
@@ -184,7 +156,7 @@ class AsyncSession:
         """
         if self._closed:
             raise BadRequest(f"the session {self.id!r} was closed here: make another object for it")
-        request = self._producer.prepare(
+        request = self._sender.prepare(
             self.service, command, args, timeout=timeout, idempotent=idempotent, session=self.id
         )
         loop = asyncio.get_running_loop()
@@ -196,7 +168,7 @@ class AsyncSession:
                     await self._room.wait()
         except TimeoutError:
             raise _too_late(request) from None
-        handle = SessionHandle(self._producer, self.service, request.message_id, loop.create_future())
+        handle = SessionHandle(self._sender, self.service, request.message_id, loop.create_future())
         self._line.append(_Order(request, end, handle))
         if self._driving is None:
             self._driving = loop.create_task(self._drive(), name=f"session {self.id[:64]}")
@@ -286,7 +258,7 @@ class AsyncSession:
         assert request.session is not None
         claim = replace(request.session, epoch=self.epoch, lenient=self.mode == "prefer")
         request = request._replace(session=claim, outdated=self._outdated)
-        handle = self._producer.send_at_once(request, left) or await self._producer.send(request, left)
+        handle = self._sender.send_at_once(request, left) or await self._sender.send(request, left)
         order.handle.message_id = request.message_id
         order.handle.sent = True
         order.handle.future.add_done_callback(lambda _: handle.future.cancel())  # nobody listens any more

@@ -19,34 +19,21 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from bridge_protocol.control import CREDIT, Credit, encode_credit
 from bridge_protocol.envelope import CHUNKS, RESULT, Properties
 from bridge_protocol.errors import StreamGap, StreamRestarted
 from broker.contract import Delivery, Message
 from producer.chunks import Chunks, Grant, Piece
-from producer.handle import Listener
 from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply
 from producer.request import PreparedRequest
+from producer.sender import Sender
 
 MOST_AT_ONCE = 64  # chunks
 
 logger = logging.getLogger("quaybridge.producer")
-
-
-class StreamSender(Protocol):
-    """What a stream needs of its producer: see AsyncProducer."""
-
-    async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
-        """Send the request when there is room; the future of its reply."""
-
-    def say(self, message: Message) -> None:
-        """Publish what nobody answers, as far as there is a connection."""
-
-    def abandon(self, message_id: str) -> None:
-        """Have a request cancelled that nobody awaits any more."""
 
 
 class AsyncStream:
@@ -59,7 +46,7 @@ class AsyncStream:
 
     def __init__(
         self,
-        producer: StreamSender,
+        sender: Sender,
         request: PreparedRequest,
         timeout: float,
         *,
@@ -68,7 +55,7 @@ class AsyncStream:
     ) -> None:
         self.message_id = request.message_id
         self.reply: Reply | None = None
-        self._producer = producer
+        self._sender = sender
         self._request = request
         self._timeout = timeout
         self._on_restart = on_restart
@@ -101,14 +88,14 @@ class AsyncStream:
         self._closed = True
         self._changed.set()
         if self._future is not None and not self._future.done():
-            self._producer.abandon(self.message_id)
+            self._sender.abandon(self.message_id)
 
     # For Producer, whose threads take several at a time.
 
     async def take(self) -> list[Piece]:
         """The next chunks; none: it has ended well, and there is a `reply`. Raises why it cannot go on."""
         if self._future is None:
-            self._future = await self._producer.begin(self._request, self._timeout, self)
+            self._future = await self._sender.begin(self._request, self._timeout, self)
             if self._on_progress is not None:
                 self._feed = ProgressFeed(self._future, self._on_progress)
             self._future.add_done_callback(lambda _: self._changed.set())
@@ -164,7 +151,7 @@ class AsyncStream:
             credit = Credit(service=self._request.service, run=grant.run, chunks=grant.chunks)
             properties = Properties(type=CREDIT, delivery_mode=1)
             body = encode_credit(credit)
-            self._producer.say(Message(exchange="", routing_key=grant.queue, body=body, properties=properties))
+            self._sender.say(Message(exchange="", routing_key=grant.queue, body=body, properties=properties))
 
     # For the producer: what comes.
 

@@ -265,12 +265,10 @@ class Batch:
             args = _arguments(line)
         except CodedError as error:
             return _Place(_quoted(line), error, True, size)
-        timeout = self._timeout
         try:
-            request = self._producer.prepare(
-                self._service, self._command, args, timeout=timeout, idempotent=self._idempotent
+            handle = await self._producer.submit(
+                self._service, self._command, args, timeout=self._timeout, idempotent=self._idempotent
             )
-            handle = self._producer.send_at_once(request, timeout) or await self._producer.send(request, timeout)
         except CodedError as error:
             return _Place(line, error, False, size)
         return _Place(line, handle.future, False, size)

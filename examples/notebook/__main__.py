@@ -27,7 +27,7 @@ from broker.contract import Broker
 from broker.memory import MemoryBroker
 from examples.notebook.nodes import SERVICE, NodeNotStarted, nodes
 from producer.async_producer import AsyncProducer
-from producer.session import Mode
+from producer.options import Mode
 from quaybridge.broker_choice import AUTOMATIC, chosen_broker
 from worker_node import partitions
 

@@ -20,11 +20,11 @@ from bridge_sdk.in_process import InProcess
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.memory import MemoryBroker
-from producer.async_producer import DEFAULT_TIMEOUT
+from producer.options import DEFAULT_TIMEOUT, Mode
 from producer.outcome import Outcome
-from producer.producer import Producer, Session
+from producer.producer import Producer
 from producer.reply import Reply
-from producer.session import Mode
+from producer.thread_session import Session
 from quaybridge.testing.adapters import Adapter, adapter_named
 from quaybridge.testing.mock_bridge import MockBridge
 from quaybridge.testing.script import Script

@@ -16,7 +16,8 @@ from bridge_protocol.messages import Request
 from bridge_protocol.topology import CONTROL
 from broker.contract import ConnectionRefused, Delivery, Unroutable
 from broker.memory import MemoryBroker
-from producer.async_producer import CANCEL_AGAIN, AsyncProducer
+from producer.async_producer import AsyncProducer
+from producer.sender import CANCEL_AGAIN
 
 
 def now() -> float:

@@ -23,8 +23,10 @@ from bridge_protocol.errors import (
 from bridge_protocol.messages import Request
 from broker.contract import ChannelClosed, ConnectionRefused, Delivery, Message, Unroutable
 from broker.memory import MemoryBroker
-from producer.async_producer import FIRST_PAUSE, LONGEST_PAUSE, MOST_REPUBLISHES, AsyncProducer, Handle
+from producer.async_producer import MOST_REPUBLISHES, AsyncProducer
+from producer.handle import Handle
 from producer.reply import Reply
+from producer.sender import FIRST_PAUSE, LONGEST_PAUSE
 
 
 def now() -> float:
@@ -223,12 +225,11 @@ async def test_the_pauses_differ() -> None:
     async with AsyncProducer(broker, jitter=lambda: next(jitters)) as producer:
         for _ in range(2):
             await producer.submit(SERVICE, "echo", idempotent=True)
-        pauses = [
-            producer._pause(call.request, 0, call.end)
-            for call in producer._waiting.values()  # asked for here, so that the connection's pauses do not matter
-        ]
+        # Asked for here, so that the connection's pauses do not matter.
+        sender = producer.sender
+        pauses = [sender._pause(call.request, 0, call.end) for call in sender.waiting.values()]
         assert pauses == [FIRST_PAUSE / 2, FIRST_PAUSE]
-        for call in list(producer._waiting.values()):
+        for call in list(producer.sender.waiting.values()):
             call.future.cancel()
 
 

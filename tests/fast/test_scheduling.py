@@ -153,8 +153,8 @@ async def waited(monkeypatch: pytest.MonkeyPatch) -> None:
         await asyncio.sleep(2)
         with monkeypatch.context() as down:
             down.setattr(served.broker, "open", refused)
-            assert producer._link.channel is not None
-            producer._link.rebuild("the test has it so")
+            assert producer.sender.link.channel is not None
+            producer.sender.link.rebuild("the test has it so")
             await asyncio.sleep(0.01)
             sending = asyncio.ensure_future(producer.submit(SERVICE, "echo", {"n": 1}, delay=60, timeout=50))
             await asyncio.sleep(20)

@@ -80,10 +80,10 @@ def test_a_fork_has_a_connection_of_its_own(url: str) -> None:
         def ask(n: int) -> Reply:
             return producer.call(SERVICE, "echo", {"n": n}, timeout=PATIENCE)
 
-        link = producer._producer._link.channel
+        link = producer._producer.sender.link.channel
         for _ in range(3):
             assert forked(use).startswith("fine in 1 thread")
             assert ask(2).result == {"n": 2}
-        assert producer._producer._link.channel is link  # never lost
+        assert producer._producer.sender.link.channel is link  # never lost
         assert ports() - before == mine
         assert not outcome.done()

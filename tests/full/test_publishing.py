@@ -123,7 +123,7 @@ async def test_an_alarm(rabbitmq_each: Vhost, alarm: Callable[[bool], None]) -> 
         began = time.monotonic()
         with pytest.raises((OutcomeUnknown, Blocked)):
             await producer.publish(SERVICE, "echo", {"n": 1}, timeout=1)
-        await until(lambda: producer._link.channel is not None and producer._link.channel.blocked)
+        await until(lambda: producer.sender.link.channel is not None and producer.sender.link.channel.blocked)
         with pytest.raises(Blocked, match="low on memory"):
             await producer.publish(SERVICE, "echo", {"n": 2}, timeout=1)
         await ends_in(producer, Blocked, timeout=1)
@@ -143,7 +143,7 @@ async def test_a_black_hole(rabbitmq_vhost: Vhost) -> None:
         await ends_in(producer, OutcomeUnknown, timeout=1)
         # The connection is found dead, and no other can be had: what is sent now is known not to be.
         between.cut()
-        await until(lambda: not producer._link.up)
+        await until(lambda: not producer.sender.link.up)
         await ends_in(producer, BrokerUnavailable, timeout=1)
         between.flow()
         assert (await producer.call(SERVICE, "echo", {"n": 2}, timeout=PATIENCE)).result == {"n": 2}

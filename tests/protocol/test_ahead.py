@@ -15,7 +15,7 @@ import pytest
 from rig import BRIDGES, PYTHON, Rig, echo, until
 
 from bridge_protocol.errors import ApplicationError, BridgeCrashed, Cancelled, DeadlineExceeded, ProtocolViolation
-from producer.async_producer import Handle
+from producer.handle import Handle
 from worker_node.core.lookahead import ENOUGH
 from worker_node.dispatcher import Dispatcher
 

@@ -18,7 +18,8 @@ from bridge_protocol.messages import Request, decode_request, encode_request
 from bridge_protocol.topology import CONTROL, EXCHANGE
 from broker.contract import ConnectionRefused, Message
 from broker.memory import MemoryBroker, MemoryChannel
-from producer.async_producer import AsyncProducer, Handle
+from producer.async_producer import AsyncProducer
+from producer.handle import Handle
 from producer.producer import Producer
 from producer.reply import Reply
 from worker_node import requesters
@@ -200,10 +201,10 @@ async def test_one_that_waits_for_its_next_try_is_ended_when_it_comes_back(rig: 
 async def test_a_cancel_that_overtakes_its_request(rig: Rig) -> None:
     """Sent before the request is: it is ended as soon as it comes."""
     service = await rig.serve(echo())
-    request = rig.producer.prepare("work", "echo", {}, timeout=PATIENCE)
+    request = rig.producer.sender.prepare("work", "echo", {}, timeout=PATIENCE)
     assert await rig.producer.cancel("work", request.message_id)
     await until(lambda: len(service.tombstones) == 1)
-    await cancelled(await rig.producer.send(request, PATIENCE))
+    await cancelled(await rig.producer.sender.send(request, PATIENCE))
 
 
 async def test_a_second_copy_of_a_cancelled_request_does_not_run_either(rig: Rig) -> None:
@@ -295,7 +296,7 @@ async def test_nonsense_on_the_control_exchange_is_dropped(rig: Rig, caplog: pyt
 async def test_a_node_listens_again_after_its_connection_was_lost(rig: Rig) -> None:
     service = await rig.serve(echo())
     rig.broker.close_all("by the operator")
-    await until(lambda: rig.nodes[0].serving and rig.producer._link.up)
+    await until(lambda: rig.nodes[0].serving and rig.producer.sender.link.up)
     handle = await rig.producer.submit("work", "sleep", {"seconds": 1000})
     await running(service)
     assert await handle.cancel()

@@ -169,9 +169,9 @@ async def test_what_is_not_as_it_was_runs_nowhere(place: Place, harm: str) -> No
                 os.truncate(file, claim.size - 1)
             case "altered":
                 file.write_bytes(file.read_bytes().replace("é".encode(), "è".encode(), 1))
-        request = producer.prepare("work", "measure", {}, timeout=30)
+        request = producer.sender.prepare("work", "measure", {}, timeout=30)
         request = request._replace(body=with_claim(request.body, "args", claim))
-        handle = await producer.send(request, 30)
+        handle = await producer.sender.send(request, 30)
         with pytest.raises(BadRequest, match=f"claim {claim.reference} "):
             await handle
         assert not any(True for _ in node.services[0].bridges())

@@ -173,7 +173,7 @@ def test_closing_is_bounded_where_a_callback_holds_the_loop(monkeypatch: pytest.
     broker, responder = MemoryBroker(), Responder(act)
     producer = Producer(broker)
     producer.start()
-    producer._run(responder.start(broker))
+    producer.run(responder.start(broker))
     holding, release = threading.Event(), threading.Event()
 
     def hold(_: object) -> None:
@@ -188,15 +188,16 @@ def test_closing_is_bounded_where_a_callback_holds_the_loop(monkeypatch: pytest.
     assert time.monotonic() - began < PATIENCE / 2
     release.set()
     assert producer._thread is not None
-    producer._thread.join(PATIENCE)
-    assert not producer._thread.is_alive()
+    thread = producer._thread._thread
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
 
 
 def test_closing_with_work_in_flight_ends_all_of_it() -> None:
     broker, responder = MemoryBroker(), Responder(act)
     producer = Producer(broker)
     producer.start()
-    producer._run(responder.start(broker))
+    producer.run(responder.start(broker))
     outcomes = [producer.submit(SERVICE, "silence") for _ in range(2000)]
     producer.close()
     assert all(outcome.done() for outcome in outcomes)

@@ -258,7 +258,7 @@ def test_result_has_a_timeout_of_its_own(producer: Producer) -> None:
 
 
 def test_submit_waits_for_room(elsewhere: Elsewhere, producer: Producer, responder: Responder) -> None:
-    window = producer._producer._window._count
+    window = producer._producer.sender._window._count
     elsewhere.do(lambda: elsewhere.broker.block("low on memory"))
     count = window + 2 * MOST_HANDED_OVER
     submitted = 0
@@ -390,7 +390,7 @@ def test_close_ends_what_is_under_way_in_other_threads(
     producer.start()
     if own_loop:
         responder = Responder(answer_echo)
-        producer._run(responder.start(broker))
+        producer.run(responder.start(broker))
 
     def call(thread: int) -> BaseException | None:
         try:
@@ -401,7 +401,7 @@ def test_close_ends_what_is_under_way_in_other_threads(
 
     with ThreadPoolExecutor(10) as pool:
         calling = [pool.submit(call, thread) for thread in range(10)]
-        producer._run(until(lambda: len(responder.seen) > 100))
+        producer.run(until(lambda: len(responder.seen) > 100))
         producer.close()
         errors = [call.result(PATIENCE) for call in calling]
     assert sum(isinstance(error, OutcomeUnknown) for error in errors) >= 5
