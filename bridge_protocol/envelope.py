@@ -63,7 +63,7 @@ _LEAST_MOMENT, _MOST_MOMENT = 10**11, 10**14
 _MOST_REPLAYS = 1_000_000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Properties:
     """The AMQP 0-9-1 basic properties quaybridge writes or reads. `priority` 0 … 255, `expiration` is only read."""
 

@@ -38,7 +38,7 @@ GIVEN_BACK = "given_back"
 RESERVED_COMMANDS = frozenset({CANCEL, SHUTDOWN})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Request:
     """One request. `id` 1 … 2^53−1 (0 is the handshake's), `deadline` in Unix milliseconds, `attempt` from 1."""
 
@@ -51,7 +51,7 @@ class Request:
     attempt: int = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Result:
     """A final reply with success. `recycle`: the bridge asks to be replaced after it."""
 
@@ -333,6 +333,7 @@ def read_capabilities(result: Any) -> Capabilities:
     )
 
 
+@lru_cache(maxsize=1024)
 def command_problem(command: str) -> str | None:
     """Why `command` cannot be a command's name, or None. It travels in a short string of at most 255 bytes."""
     if not command:

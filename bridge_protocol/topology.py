@@ -22,6 +22,7 @@ import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 EXCHANGE = "quaybridge"
@@ -75,6 +76,7 @@ class Binding:
 Resource = Exchange | Queue | Binding
 
 
+@lru_cache(maxsize=1024)
 def service_name_problem(name: str) -> str | None:
     """Why `name` cannot name a service, or None."""
     if name in RESERVED_NAMES:

@@ -43,6 +43,7 @@ _PUBLISH = struct.Struct(">IH")  # method, then a field that is no longer used
 _CONTENT = struct.Struct(">HHQH")  # class, weight (0), size of the body, which properties follow
 _SETTLE = struct.Struct(">BHIIQBB")
 _SETTLE_SIZE = 13
+_LARGEST_KNOWN = 256  # bytes of a table of headers that is remembered
 _LENGTH = _METHOD = struct.Struct(">I")
 _INTEGER = struct.Struct(">q")
 _SMALL_INTEGER = struct.Struct(">i")
@@ -137,8 +138,14 @@ def read_deliver(payload: bytes) -> tuple[str, int, bool, str, str]:
     consumer, offset = _read_short(payload, 4)
     tag = _TAG.unpack_from(payload, offset)[0]
     redelivered = bool(payload[offset + 8] & 1)
-    exchange, offset = _read_short(payload, offset + 9)
-    return consumer, tag, redelivered, exchange, _read_short(payload, offset)[0]
+    return consumer, tag, redelivered, *_route(payload[offset + 9 :])
+
+
+@lru_cache(maxsize=1024)
+def _route(payload: bytes) -> tuple[str, str]:
+    """Exchange and routing key: a consumer's are mostly the same."""
+    exchange, offset = _read_short(payload, 0)
+    return exchange, _read_short(payload, offset)[0]
 
 
 def read_return(payload: bytes) -> tuple[str, str]:
@@ -152,45 +159,35 @@ def read_content_header(payload: bytes) -> tuple[int, Properties]:
     """Size of the body, and the properties. Properties quaybridge does not know are skipped."""
     _, _, size, flags = _CONTENT.unpack_from(payload)
     offset = _CONTENT.size
-    content_type = content_encoding = correlation_id = reply_to = expiration = message_id = type_ = None
-    delivery_mode = priority = None
-    headers: dict[str, Any] = {}
+    properties = Properties(content_type=None, delivery_mode=None)
     if flags & _CONTENT_TYPE:
-        content_type, offset = _read_short(payload, offset)
+        properties.content_type, offset = _read_short(payload, offset)
     if flags & _CONTENT_ENCODING:
-        content_encoding, offset = _read_short(payload, offset)
+        properties.content_encoding, offset = _read_short(payload, offset)
     if flags & _HEADERS:
-        headers, offset = _read_headers(payload, offset)
+        start = offset + 4
+        offset = start + int(_LENGTH.unpack_from(payload, offset)[0])
+        table = payload[start:offset]
+        properties.headers = _known_headers(table) if len(table) <= _LARGEST_KNOWN else _read_headers(table)
     if flags & _DELIVERY_MODE:
-        delivery_mode = payload[offset]
+        properties.delivery_mode = payload[offset]
         offset += 1
     if flags & _PRIORITY:
-        priority = payload[offset]
+        properties.priority = payload[offset]
         offset += 1
     if flags & _CORRELATION_ID:
-        correlation_id, offset = _read_short(payload, offset)
+        properties.correlation_id, offset = _read_short(payload, offset)
     if flags & _REPLY_TO:
-        reply_to, offset = _read_short(payload, offset)
+        properties.reply_to, offset = _read_short(payload, offset)
     if flags & _EXPIRATION:
-        expiration, offset = _read_short(payload, offset)
+        properties.expiration, offset = _read_short(payload, offset)
     if flags & _MESSAGE_ID:
-        message_id, offset = _read_short(payload, offset)
+        properties.message_id, offset = _read_short(payload, offset)
     if flags & _TIMESTAMP:
         offset += 8
     if flags & _TYPE:
-        type_, offset = _read_short(payload, offset)
-    return size, Properties(
-        message_id=message_id,
-        correlation_id=correlation_id,
-        reply_to=reply_to,
-        type=type_,
-        content_type=content_type,
-        content_encoding=content_encoding,
-        delivery_mode=delivery_mode,
-        priority=priority,
-        expiration=expiration,
-        headers=headers,
-    )
+        properties.type, offset = _read_short(payload, offset)
+    return size, properties
 
 
 def _content_header(properties: Properties, size: int) -> bytes:
@@ -198,7 +195,7 @@ def _content_header(properties: Properties, size: int) -> bytes:
     pieces: list[bytes] = []
     if (content_type := properties.content_type) is not None:
         flags |= _CONTENT_TYPE
-        pieces += _short_pieces(content_type)
+        pieces.append(_known_short(content_type))
     if (content_encoding := properties.content_encoding) is not None:
         flags |= _CONTENT_ENCODING
         pieces += _short_pieces(content_encoding)
@@ -223,7 +220,7 @@ def _content_header(properties: Properties, size: int) -> bytes:
         pieces += _short_pieces(message_id)
     if (type_ := properties.type) is not None:
         flags |= _TYPE
-        pieces += _short_pieces(type_)
+        pieces.append(_known_short(type_))
     return _CONTENT.pack(spec.Basic.INDEX, 0, size, flags) + b"".join(pieces)
 
 
@@ -248,6 +245,12 @@ def _field(name: str, kind: bytes) -> bytes:
     return _short(name) + kind
 
 
+@lru_cache(maxsize=1024)
+def _known_short(text: str) -> bytes:
+    """A text of which there are few."""
+    return _short(text)
+
+
 def _short(text: str) -> bytes:
     return b"".join(_short_pieces(text))
 
@@ -263,39 +266,43 @@ def _read_short(payload: bytes, offset: int) -> tuple[str, int]:
     return payload[start:end].decode("utf-8", "replace"), end
 
 
-def _read_headers(payload: bytes, offset: int) -> tuple[dict[str, Any], int]:
+@lru_cache(maxsize=256)
+def _known_headers(table: bytes) -> Mapping[str, Any]:
+    """The headers of a short table: one node's replies have the same, and so have requests of one millisecond."""
+    return _read_headers(table)
+
+
+def _read_headers(table: bytes) -> Mapping[str, Any]:
     headers: dict[str, Any] = {}
-    start = offset + 4
-    end = start + int(_LENGTH.unpack_from(payload, offset)[0])
-    offset = start
+    offset, end = 0, len(table)
     while offset < end:
-        name, offset = _read_short(payload, offset)
-        kind = payload[offset]
+        name, offset = _read_short(table, offset)
+        kind = table[offset]
         value: Any
         if kind == 0x53:  # S: text
-            size = _LENGTH.unpack_from(payload, offset + 1)[0]
-            value = payload[offset + 5 : offset + 5 + size].decode("utf-8", "replace")
+            size = _LENGTH.unpack_from(table, offset + 1)[0]
+            value = table[offset + 5 : offset + 5 + size].decode("utf-8", "replace")
             offset += 5 + size
         elif kind in (0x6C, 0x4C):  # l, L: 64 bits
-            value = _INTEGER.unpack_from(payload, offset + 1)[0]
+            value = _INTEGER.unpack_from(table, offset + 1)[0]
             offset += 9
         elif kind == 0x49:  # I: 32 bits
-            value = _SMALL_INTEGER.unpack_from(payload, offset + 1)[0]
+            value = _SMALL_INTEGER.unpack_from(table, offset + 1)[0]
             offset += 5
         elif kind == 0x74:  # t: a boolean
-            value = payload[offset + 1] != 0
+            value = table[offset + 1] != 0
             offset += 2
         else:
             if kind in _FIXED_SIZES:
                 following = offset + 1 + _FIXED_SIZES[kind]
             elif kind in _SIZED:
-                following = offset + 5 + _LENGTH.unpack_from(payload, offset + 1)[0]
+                following = offset + 5 + _LENGTH.unpack_from(table, offset + 1)[0]
             else:
                 break  # of unknown size: what comes after it cannot be found
             try:
-                value = decode_value(payload, offset)[0]
+                value = decode_value(table, offset)[0]
             except _UNREADABLE:
                 value = None
             offset = following
         headers[name] = value
-    return headers, end
+    return headers

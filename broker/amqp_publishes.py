@@ -50,6 +50,7 @@ class Publishes:
         self._loop = loop
         self._send_message = send
         self._sequence = 0
+        self._first = 1  # no number below it is unconfirmed
         self._unconfirmed: dict[int, Publish] = {}  # by sequence number, in order
         self._held: deque[Publish] = deque()  # not sent: the broker is blocked
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -75,8 +76,11 @@ class Publishes:
             if publish := self._unconfirmed.pop(sequence, None):
                 _end(publish, taken)
             return
-        while self._unconfirmed and (first := next(iter(self._unconfirmed))) <= sequence:
-            _end(self._unconfirmed.pop(first), taken)
+        last = min(sequence, self._sequence)
+        for number in range(self._first, last + 1):
+            if publish := self._unconfirmed.pop(number, None):
+                _end(publish, taken)
+        self._first = max(self._first, last + 1)
 
     def on_return(self, exchange: str, routing_key: str, properties: Properties) -> None:
         """A message came back. Which one is not said: the first like it, as they come in the order they were sent."""

@@ -56,7 +56,7 @@ class ChannelClosed(BrokerError):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Message:
     """What is published: `body` travels byte for byte. The default exchange is the empty name."""
 

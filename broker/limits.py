@@ -6,6 +6,7 @@ it comes back, charged with one more attempt. So one bad message must not get th
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from bridge_protocol.errors import BadRequest, TooLarge
@@ -71,10 +72,8 @@ def _problem(message: Message) -> str | None:
 def _headers_problem(message: Message) -> str | None:
     size = 0
     for key, value in message.properties.headers.items():
-        if problem := _text_problem(key):
-            return f"the name of a header {problem}"
-        if key in _ROUTING_HEADERS:
-            return f"the header {key} is not allowed: it would route the message to other queues"
+        if problem := _header_name_problem(key):
+            return problem
         size += _LARGEST_SCALAR + (len(key) if key.isascii() else len(key.encode()))
         if type(value) is str:
             try:
@@ -85,6 +84,15 @@ def _headers_problem(message: Message) -> str | None:
             return f"the header {key!r:.40} must be text, a boolean or an integer of 64 bits"
         if size > MAX_HEADERS:
             return f"the headers have more than {MAX_HEADERS:,} bytes"
+    return None
+
+
+@lru_cache(maxsize=256)
+def _header_name_problem(name: Any) -> str | None:
+    if problem := _text_problem(name):
+        return f"the name of a header {problem}"
+    if name in _ROUTING_HEADERS:
+        return f"the header {name} is not allowed: it would route the message to other queues"
     return None
 
 

@@ -161,9 +161,9 @@ class Sender:
         self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
     ) -> Handle | None:
         """Send a request if there is nothing to wait for, such as room to publish it; its handle, or None."""
-        if request.cargo is not None or (request.due is not None and request.service not in self._served):
+        if not self._is_ready(request) or not self._window.try_enter(len(request.body)):
             return None
-        return self._submit(request, timeout, on_progress) if self._window.try_enter(len(request.body)) else None
+        return self._submit(request, timeout, on_progress)
 
     async def send(
         self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
@@ -176,13 +176,14 @@ class Sender:
         """Send a request whose reply nobody awaits; returns once it is confirmed. Raises as AsyncProducer.publish."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        request = await self._made_ready(request, timeout)
+        if not self._is_ready(request):
+            request = await self._made_ready(request, timeout)
         for republished in range(self._max_republishes + 1):
             try:
-                left = await self._enter(request, end - loop.time())
-                sent = self._publish(request, self._address(awaited=False), left)
-                sent.add_done_callback(lambda _: self._window.leave(len(request.body)))
-                await asyncio.shield(sent)
+                left = end - loop.time()
+                if not self._window.try_enter(len(request.body)):
+                    left = await self._enter(request, left)
+                await self._confirmed(request, left)
             except (BrokerError, CodedError) as error:
                 failure = self._not_published(error, request)
                 if republished:
@@ -250,6 +251,9 @@ class Sender:
 
     # One request.
 
+    def _is_ready(self, request: PreparedRequest) -> bool:
+        return request.cargo is None and (request.due is None or request.service in self._served)
+
     async def _made_ready(self, request: PreparedRequest, timeout: float) -> PreparedRequest:
         """The request, with its cargo in the store; its service is there if it is to wait for its time."""
         if request.due is not None and request.service not in self._served:
@@ -309,6 +313,23 @@ class Sender:
             self._scheduled[request.message_id] = request
             sent.add_done_callback(lambda _: self._scheduled.pop(request.message_id, None))
         return sent
+
+    def _confirmed(self, request: PreparedRequest, timeout: float) -> asyncio.Future[None]:
+        """Publish, having entered the window; ends as that does. Whoever awaits it may be cancelled alone."""
+        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def pass_on(sent: asyncio.Future[None]) -> None:
+            self._window.leave(len(request.body))
+            error = sent.exception()
+            if heard.done():
+                return
+            if error is None:
+                heard.set_result(None)
+            else:
+                heard.set_exception(error)
+
+        self._publish(request, self._address(awaited=False), timeout).add_done_callback(pass_on)
+        return heard
 
     def _submit(
         self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None
