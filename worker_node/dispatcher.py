@@ -36,28 +36,18 @@ from broker.contract import Delivery
 from broker.link import Link
 from broker.store import Store, check_out
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
+from worker_node.core.actions import Action, Cancel, End, Forget, Recall, Send, Start, Stop
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of, reply_address
 from worker_node.core.answered import Answered
 from worker_node.core.fate import Fault, is_retried
+from worker_node.core.ladder import Step
 from worker_node.core.lookahead import Lookahead
-from worker_node.core.pool import (
-    Action,
-    Cancel,
-    Claim,
-    End,
-    Forget,
-    Phase,
-    Pool,
-    Reason,
-    Recall,
-    Send,
-    Start,
-    Step,
-    Stop,
-    Ticket,
-)
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
 from worker_node.core.sessions import Ending, Sessions
 from worker_node.core.skew import Skew
+from worker_node.core.slot import Phase
+from worker_node.core.ticket import Claim, Ticket
 from worker_node.core.tombstones import Tombstones
 from worker_node.core.verdict import TOLD_BY_THE_BRIDGE, application_error, fault_for
 from worker_node.environment import bridge_environment

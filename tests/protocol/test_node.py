@@ -39,7 +39,7 @@ from broker.contract import Consumer, Message
 from broker.memory import MemoryChannel
 from worker_node import dispatcher
 from worker_node.core.lookahead import SAMPLES
-from worker_node.core.pool import Phase
+from worker_node.core.slot import Phase
 from worker_node.dispatcher import Dispatcher
 from worker_node.environment import RUN
 from worker_node.node import BridgeStartError, Node
