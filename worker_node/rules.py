@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from worker_node.core.fate import RetryPolicy
-from worker_node.core.pool import PoolLimits, Wear
+from worker_node.core.limits import PoolLimits, Wear
 from worker_node.core.sessions import SessionLimits
 from worker_node.settings import ServiceSettings
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from worker_node.core.pool import PoolLimits, Ticket
+from worker_node.core.limits import PoolLimits
+from worker_node.core.ticket import Ticket
 
 LIMITS = PoolLimits(
     least=2,

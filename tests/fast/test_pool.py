@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 from pool_stories import LIMITS
 
-from worker_node.core.pool import (
-    TRANSITIONS,
-    Cancel,
-    End,
-    Event,
-    Phase,
-    Pool,
-    Reason,
-    Send,
-    Start,
-    Step,
-    Stop,
-    Ticket,
-    Wear,
-)
+from worker_node.core.actions import Cancel, End, Send, Start, Stop
+from worker_node.core.ladder import Step
+from worker_node.core.limits import Wear
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
+from worker_node.core.slot import TRANSITIONS, Event, Phase
+from worker_node.core.ticket import Ticket
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -60,11 +52,11 @@ def test_what_is_not_in_the_table_cannot_happen(phase: Phase, event: Event) -> N
     slot = tried.slots[0]
     slot.phase = phase
     if (phase, event) in TRANSITIONS:
-        tried._move(slot, event)
+        slot.move(event)
         assert slot.phase is TRANSITIONS[phase, event]
     else:
         with pytest.raises(KeyError):
-            tried._move(slot, event)
+            slot.move(event)
         assert slot.phase is phase
 
 

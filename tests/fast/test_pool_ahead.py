@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 from pool_stories import LIMITS, Numbered
 
-from worker_node.core.pool import (
-    Cancel,
-    End,
-    Pool,
-    Reason,
-    Recall,
-    Send,
-    Step,
-    Stop,
-    Wear,
-)
+from worker_node.core.actions import Cancel, End, Recall, Send, Stop
+from worker_node.core.ladder import Step
+from worker_node.core.limits import Wear
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
 
 
 def ticket(number: int, **options: Any) -> Numbered:

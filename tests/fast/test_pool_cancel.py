@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 from pool_stories import LIMITS, Numbered
 
-from worker_node.core.pool import Cancel, End, Phase, Pool, Reason, Send, Step, Stop
+from worker_node.core.actions import Cancel, End, Send, Stop
+from worker_node.core.ladder import Step
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
+from worker_node.core.slot import Phase
 
 
 def ticket(number: int, **options: Any) -> Numbered:

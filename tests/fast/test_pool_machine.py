@@ -17,26 +17,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from worker_node.core.pool import (
-    Action,
-    Cancel,
-    Claim,
-    End,
-    Forget,
-    Phase,
-    Pool,
-    PoolLimits,
-    Reason,
-    Recall,
-    Send,
-    Slot,
-    Start,
-    Step,
-    Stop,
-    Ticket,
-    Wear,
-)
+from worker_node.core.actions import Action, Cancel, End, Forget, Recall, Send, Start, Stop
+from worker_node.core.ladder import Step
+from worker_node.core.limits import PoolLimits, Wear
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
 from worker_node.core.sessions import Session, SessionLimits, Sessions
+from worker_node.core.slot import Phase, Slot
+from worker_node.core.ticket import Claim, Ticket
 
 SOAK = os.environ.get("QUAYBRIDGE_SOAK") == "1"
 MOST_BRIDGES = 3

@@ -10,20 +10,12 @@ from typing import Any
 import pytest
 from pool_stories import LIMITS
 
-from worker_node.core.pool import (
-    Claim,
-    End,
-    Forget,
-    Pool,
-    Reason,
-    Recall,
-    Send,
-    Start,
-    Step,
-    Stop,
-    Ticket,
-)
+from worker_node.core.actions import End, Forget, Recall, Send, Start, Stop
+from worker_node.core.ladder import Step
+from worker_node.core.pool import Pool
+from worker_node.core.reason import Reason
 from worker_node.core.sessions import Ending, SessionLimits, Sessions
+from worker_node.core.ticket import Claim, Ticket
 
 numbers = itertools.count(1)
 
@@ -65,7 +57,6 @@ def pool(*, bridges: int = 2, most: int = 100, idle: float = math.inf, ahead: in
 
 
 def table(tried: Pool[Named]) -> Sessions:
-    assert tried.sessions is not None
     return tried.sessions
 
 
@@ -223,7 +214,7 @@ def test_a_worn_bridge_waits_for_its_sessions_to_be_quiet_and_not_for_ever(
     a = asks("a")
     tried.submit(a, 0)
     assert tried.finished(0, a.request_id, 1, recycle=False) == []
-    tried._wear_out(tried.slots[0], Reason.MEMORY, 1)
+    tried.slots[0].wear_out(Reason.MEMORY, 1)
     stopped = None
     for now in range(2, 50):
         actions = tried.due(now)

@@ -89,7 +89,7 @@ async def test_a_reader_that_never_reads_gets_what_there_is_credit_for(rabbitmq_
         stream = producer.stream("work", "count", {"to": 10**9, "size": 1000}, timeout=PATIENCE)
         chunks = aiter(stream)
         await anext(chunks)
-        (outlet,) = service._outlets.values()
+        (outlet,) = service._outlets
         await idle(service)
         assert outlet.outflow.taken <= WINDOW_CHUNKS + 1, "neither the node nor the broker had more"
         rest: list[str] = []

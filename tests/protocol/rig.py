@@ -13,7 +13,8 @@ import psutil
 
 from broker.memory import MemoryBroker
 from producer.async_producer import AsyncProducer
-from worker_node.dispatcher import Bridge, Dispatcher
+from worker_node.bridge import Bridge
+from worker_node.dispatcher import Dispatcher
 from worker_node.node import Node
 from worker_node.settings import NodeSettings
 

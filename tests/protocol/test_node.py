@@ -37,9 +37,9 @@ from bridge_protocol.messages import Request, encode_request
 from bridge_protocol.topology import EXCHANGE
 from broker.contract import Consumer, Message
 from broker.memory import MemoryChannel
-from worker_node import dispatcher
+from worker_node import bridges
 from worker_node.core.lookahead import SAMPLES
-from worker_node.core.pool import Phase
+from worker_node.core.slot import Phase
 from worker_node.dispatcher import Dispatcher
 from worker_node.environment import RUN
 from worker_node.node import BridgeStartError, Node
@@ -712,7 +712,7 @@ async def test_a_flood_of_stderr_costs_the_node_nothing_and_the_request_is_answe
     rig: Rig, monkeypatch: pytest.MonkeyPatch, mode: str, size: int, said: str
 ) -> None:
     lines: deque[str] = deque(maxlen=3000)  # not caplog: that keeps all there ever was
-    monkeypatch.setattr(dispatcher.bridge_logger, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(bridges.bridge_logger, "info", lambda text, *values: lines.append(text % values))
     service = await rig.serve(misbehave(mode, size), bridges=2, run_timeout=600.0)
     await until(lambda: service.pool.ready == 2)
     before = psutil.Process().memory_info().rss
@@ -881,9 +881,9 @@ async def test_frames_are_written_down_for_whoever_asks_and_a_full_disk_costs_no
     assert lines[0].split(" bytes ")[1].startswith("id=0 ping {")
     assert "hunter2" not in "".join(lines)
     assert '"text":"hi","api_key":"[redacted]"' in lines[2]
-    assert service._frames is not None
-    service._frames.close()
-    service._frames._path = Path("/dev/full")
+    assert service._bridges._frames is not None
+    service._bridges._frames.close()
+    service._bridges._frames._path = Path("/dev/full")
     for n in range(3):
         await rig.call("echo", {"n": n})
     assert rig.bridge().process.pid == pid
@@ -893,7 +893,7 @@ async def test_no_frames_are_written_down_unasked(rig: Rig, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     service = await rig.serve(foreign())
     await rig.call("echo", {"text": "hi"})
-    assert service._frames is None
+    assert service._bridges._frames is None
     assert not list(tmp_path.iterdir())
 
 

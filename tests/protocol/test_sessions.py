@@ -45,9 +45,7 @@ async def count(session: AsyncSession) -> int:
 
 
 def live(node: Node) -> int:
-    sessions = node.services[0].sessions
-    assert sessions is not None
-    return len(sessions)
+    return len(node.services[0].sessions)
 
 
 def consumers(node: Node) -> Partitions:
@@ -155,7 +153,6 @@ async def test_too_many_sessions_cost_the_least_recently_used_one(rig: Rig) -> N
     for session in sessions:
         await count(session)
     assert live(node) == 3
-    assert node.services[0].sessions is not None
     assert node.services[0].sessions.evicted == 2
     assert next(iter(node.services[0].states())) == "work: 3 sessions, 2 evicted so far"
     assert (await rig.call("ended")) == ["s0", "s1"]

@@ -233,7 +233,7 @@ async def test_without_credit_the_bridge_is_not_read_and_with_it_it_is_again(rig
     total = 20 * WINDOW_CHUNKS
 
     async def look() -> None:
-        (outlet,) = service._outlets.values()
+        (outlet,) = service._outlets
         await until(lambda: not outlet.outflow.has_credit)
         await asyncio.sleep(0.1)  # whatever still moves has time to
         assert outlet.outflow.taken <= WINDOW_CHUNKS + 1
@@ -248,7 +248,7 @@ async def test_the_window_is_one_of_bytes_too(rig: Rig) -> None:
     size = WINDOW_BYTES // 8
 
     async def look() -> None:
-        (outlet,) = service._outlets.values()
+        (outlet,) = service._outlets
         await until(lambda: not outlet.outflow.has_credit)
         await asyncio.sleep(0.1)
         assert outlet.outflow.taken <= 10

@@ -7,7 +7,8 @@ from typing import Any, Final
 from bridge_protocol.errors import Code
 from bridge_protocol.messages import ErrorInfo, Failure
 from worker_node.core.fate import Fault
-from worker_node.core.pool import PoolLimits, Reason
+from worker_node.core.limits import PoolLimits
+from worker_node.core.reason import Reason
 
 _CODES: Final = {
     Reason.CRASHED: Code.BRIDGE_CRASHED,
