@@ -21,7 +21,8 @@ from bridge_protocol.errors import BadRequest
 
 
 class Store(Protocol):
-    """Keeps bytes by references, 32 hexadecimal digits each. Every method may raise OSError."""
+    """Keeps bytes by references, 32 hexadecimal digits each. Every method may raise OSError;
+    whatever else it raises counts as one."""
 
     def put(self, reference: str, content: bytes) -> None:
         """Keep `content`, safe against loss as the broker keeps messages. The reference is new."""
@@ -116,24 +117,37 @@ class DirectoryStore:
 def check_in(store: Store, content: bytes) -> ClaimCheck:
     """Put `content` into the store; what it takes to fetch it. Raises OSError."""
     claim = claim_check(secrets.token_hex(16), content)
-    store.put(claim.reference, content)
+    with as_os_error():
+        store.put(claim.reference, content)
     return claim
 
 
 def check_out(store: Store | None, claim: ClaimCheck, *, limit: int) -> bytes:
-    """What was checked in, verified; it stays where it is. Raises BadRequest, which names the claim."""
+    """What was checked in, verified; it stays where it is.
+
+    Raises BadRequest, which names the claim, for what another try would not change, and OSError.
+    """
     if store is None:
         raise BadRequest(f"claim {claim.reference} cannot be fetched: no store is set here (--store DIRECTORY)")
     if claim.size > limit:
         raise BadRequest(f"claim {claim.reference} has {claim.size:,} bytes, the limit is {limit:,}")
-    try:
+    with as_os_error():
         content = store.get(claim.reference, claim.size)
-    except OSError as error:
-        raise BadRequest(f"claim {claim.reference} cannot be fetched: {error.strerror or error}") from error
     if problem := claim.problem(content):
         raise BadRequest(problem)
     assert content is not None
     return content
+
+
+@contextlib.contextmanager
+def as_os_error() -> Iterator[None]:
+    """What a store raises, as the OSError of its contract. It is its author's code, and a request waits for it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,7 +8,7 @@ import logging
 from bridge_protocol.claim_check import ClaimCheck
 from bridge_protocol.errors import Refused
 from broker.contract import Delivery
-from broker.store import Store, check_in
+from broker.store import Store, as_os_error, check_in
 from producer.reply import claim_restored
 from producer.request import PreparedRequest
 
@@ -58,6 +58,7 @@ class Claims:
 
     async def _delete(self, store: Store, claim: ClaimCheck) -> None:
         try:
-            await asyncio.to_thread(store.delete, claim.reference)
+            with as_os_error():
+                await asyncio.to_thread(store.delete, claim.reference)
         except OSError as error:
             logger.info("claim %s is left to be swept: %s", claim.reference, error)

@@ -10,7 +10,7 @@ from typing import Any
 from bridge_protocol import codec
 from bridge_protocol.claim_check import CLAIM, ClaimCheck, read_claim, restored
 from bridge_protocol.envelope import ATTEMPT, FRESH, NODE, REDELIVERED, RESULT, SESSION_EPOCH
-from bridge_protocol.errors import Code, FrameError, FrameKind, RequestFailed, exception_for
+from bridge_protocol.errors import BadRequest, Code, FrameError, FrameKind, RequestFailed, exception_for
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
@@ -81,7 +81,10 @@ def claim_of(delivery: Delivery) -> ClaimCheck | None:
 
 async def claim_restored(store: Store | None, delivery: Delivery, claim: ClaimCheck) -> Delivery:
     """The delivery with its result, from the store. Raises BadRequest, which names the claim."""
-    content = await asyncio.to_thread(check_out, store, claim, limit=LIMIT_CEILING)
+    try:
+        content = await asyncio.to_thread(check_out, store, claim, limit=LIMIT_CEILING)
+    except OSError as error:
+        raise BadRequest(f"claim {claim.reference} cannot be fetched: {error.strerror or error}") from error
     return replace(delivery, body=restored(delivery.body, "result", content))
 
 

@@ -7,7 +7,7 @@ import logging
 
 from bridge_protocol import codec
 from bridge_protocol.claim_check import with_claim
-from broker.store import Store, check_in
+from broker.store import Store, as_os_error, check_in
 
 # Between two sweeps, a tenth of the age that is swept, within these.
 SHORTEST_PAUSE = 60.0  # seconds
@@ -26,7 +26,8 @@ async def sweep(store: Store, age: float) -> None:
     """Delete what nobody used for `age` seconds, now and then, until cancelled."""
     while True:
         try:
-            deleted = await asyncio.to_thread(store.sweep, age)
+            with as_os_error():
+                deleted = await asyncio.to_thread(store.sweep, age)
         except OSError as error:
             logger.warning("%r cannot be swept: %s", store, error.strerror or error)
         else:

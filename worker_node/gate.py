@@ -136,6 +136,10 @@ class Gate:
             content = await asyncio.to_thread(check_out, self._store, claim, limit=self._settings.frame_limit)
         except BadRequest as error:
             fault = Fault(code=Code.BAD_REQUEST, message=error.message)
+        except OSError as error:
+            text = f"claim {claim.reference} cannot be fetched: {error.strerror or error}"
+            logger.warning("%s: %s", self._settings.name, text)
+            fault = Fault(code=Code.BAD_REQUEST, message=text, retryable=True)
         else:
             work.payload = restored(work.delivery.body, "args", content)
             work.light = len(work.payload) <= LIGHT

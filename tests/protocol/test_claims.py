@@ -213,6 +213,40 @@ async def test_a_store_that_takes_nothing(place: Place, monkeypatch: pytest.Monk
         assert (await producer.call("work", "give", {"size": 20_000})).result == TEXT  # in line, then
 
 
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("not what a store should raise")])
+async def test_a_store_that_cannot_be_read_for_a_moment(
+    place: Place, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Another try may find it well."""
+    read = DirectoryStore.get
+    errors = [error]
+
+    def get(self: DirectoryStore, reference: str, size: int) -> bytes | None:
+        if errors:
+            raise errors.pop()
+        return read(self, reference, size)
+
+    await place.serve()
+    async with place.producer() as producer:
+        monkeypatch.setattr(DirectoryStore, "get", get)
+        reply = await producer.call("work", "measure", {"text": TEXT}, timeout=PATIENCE)
+        assert (reply.result["length"], reply.attempt) == (20_000, 2)
+
+
+async def test_a_store_that_cannot_be_read_at_all(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(self: DirectoryStore, reference: str, size: int) -> bytes | None:
+        raise TypeError("no store")
+
+    node = await place.serve()
+    async with place.producer() as producer:
+        monkeypatch.setattr(DirectoryStore, "get", get)
+        with pytest.raises(BadRequest, match=r"claim [0-9a-f]{32} cannot be fetched: TypeError: no store") as raised:
+            await producer.call("work", "measure", {"text": TEXT}, timeout=PATIENCE)
+        assert raised.value.attempt == 2
+        await place.letter()
+    assert node.services[0].held == 0
+
+
 async def test_a_cancel_reaches_what_is_on_its_way_from_the_store(place: Place) -> None:
     node = await place.serve()
     async with place.producer() as producer:
@@ -275,7 +309,7 @@ def test_a_directory_store_keeps_sweeps_and_stays_inside(tmp_path: Path) -> None
     linked = claim_check("f" * 32, b"{}")
     (inside / "ff").mkdir()
     (inside / "ff" / linked.reference).symlink_to(secret)
-    with pytest.raises(BadRequest, match="cannot be fetched"):
+    with pytest.raises(OSError, match="symbolic links"):
         check_out(store, linked, limit=1000)
     foreign = inside / "ff" / "README"
     foreign.write_text("not a claim")

@@ -15,7 +15,8 @@ from bridge_protocol.topology import MAX_DELAY
 class Fault:
     """A request's failure. `retryable` and `retry_after` (seconds) are what the bridge itself asked for.
 
-    A timeout is `retryable` where it is known that it was not the request that took the time.
+    A timeout is `retryable` where it is known that it was not the request that took the time, and a bad request where
+    it was the store that could not be read.
     """
 
     code: Code
@@ -99,8 +100,8 @@ def is_retried(fault: Fault, policy: RetryPolicy) -> bool:
 
 def _first_delay(fault: Fault, policy: RetryPolicy) -> float:
     delay = policy.first_delay.get(fault.code, 0.0)
-    if not delay and fault.retryable and fault.code is Code.BRIDGE_TIMEOUT:
-        # The bridge's doing and not the request's: as if it had crashed.
+    if not delay and fault.retryable and fault.code in (Code.BRIDGE_TIMEOUT, Code.BAD_REQUEST):
+        # Not the request's doing: as if its bridge had crashed.
         return policy.first_delay.get(Code.BRIDGE_CRASHED, 0.0)
     return delay
 
