@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from bridge_protocol.messages import PING, RESERVED_COMMANDS, command_problem
+from bridge_protocol.errors import FrameError
+from bridge_protocol.messages import PING, RESERVED_COMMANDS, Request, command_problem
+from bridge_sdk.errors import BadArguments
 from bridge_sdk.parameters import Parameters
 
 
@@ -29,6 +31,16 @@ class Command:
         self.parameters = Parameters(function, method=method)
         self.streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+    def arguments(self, request: Request) -> Mapping[str, Any]:
+        """What to call the function with, by name. Raises ArgumentError for what does not fit."""
+        if request.binary is None:
+            return self.parameters.bind(request.args)
+        try:
+            args = request.arguments()
+        except FrameError as error:
+            raise BadArguments(error.detail) from None
+        return self.parameters.bind(args)
 
     def __repr__(self) -> str:
         return f"<Command {self.name}{' async' if self.asynchronous else ''}{' stream' if self.streams else ''}>"

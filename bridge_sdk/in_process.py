@@ -59,6 +59,7 @@ class InProcess:
                 "protocol": PROTOCOL_VERSION,
                 "stream": streams,
                 "shutdown": True,
+                "binary": True,
                 "commands": sorted(self._commands),
             }
             return result_frame(request.id, {"status": "ok", "capabilities": claims}, limit)
@@ -69,14 +70,14 @@ class InProcess:
             return failure_frame(request.id, unknown_command(request.command, self._commands), limit)
         token = RUNNING.set(request)
         try:
-            arguments = command.parameters.bind(request.args)
+            arguments = command.arguments(request)
             if command.streams:
-                result = await self._stream(request.id, command, arguments, limit, on_chunk)
+                result = await self._stream(request, command, arguments, limit, on_chunk)
             elif command.asynchronous:
                 result = await command.function(**arguments)
             else:
                 result = command.function(**arguments)
-            return result_frame(request.id, result, limit)
+            return result_frame(request.id, result, limit, binary=request.takes_binary)
         except Exception as error:  # noqa: BLE001  (whatever a command raises is its answer)
             return failure_frame(request.id, error, limit)
         finally:
@@ -84,7 +85,7 @@ class InProcess:
 
     async def _stream(
         self,
-        request_id: int,
+        request: Request,
         command: Command,
         arguments: Mapping[str, Any],
         limit: int,
@@ -92,10 +93,15 @@ class InProcess:
     ) -> Any:
         """Tell what a generator yields; what it returns."""
         seq = 0
+
+        async def tell(chunk: Any) -> None:
+            frame = chunk_frame(request.id, seq, chunk, limit, binary=request.takes_binary)
+            await on_chunk(frame[HEADER_SIZE:])
+
         if command.asynchronous:
             async with aclosing(command.function(**arguments)) as chunks:
                 async for chunk in chunks:
-                    await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                    await tell(chunk)
                     seq += 1
             return None
         with closing(command.function(**arguments)) as chunks:
@@ -104,5 +110,5 @@ class InProcess:
                     chunk = next(chunks)
                 except StopIteration as end:
                     return end.value
-                await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                await tell(chunk)
                 seq += 1

@@ -1,6 +1,6 @@
 """Parameters: what a command accepts, compiled from its signature once, checked for every request.
 
-Checked: str, int, float (takes an int too), bool, None, list, list[T], dict, dict[str, T], Literal, unions of
+Checked: str, bytes, int, float (takes an int too), bool, None, list, list[T], dict, dict[str, T], Literal, unions of
 these, Any. An annotation that is none of these says nothing here, and its values pass.
 """
 
@@ -20,6 +20,7 @@ SESSION_ID = "session_id"
 
 _SCALARS: dict[Any, tuple[type, ...]] = {
     str: (str,),
+    bytes: (bytes,),
     int: (int,),
     float: (int, float),
     bool: (bool,),

@@ -123,13 +123,13 @@ class Server:
 
     def _run(self, request: Request, command: Command) -> bytes:
         try:
-            arguments = command.parameters.bind(request.args)
+            arguments = command.arguments(request)
             if command.streams:
                 arguments = {"request": request, "command": command, "arguments": arguments}
                 result = self._watcher.call(request, self._stream, arguments)
             else:
                 result = self._watcher.call(request, command.function, arguments)
-            return result_frame(request.id, result, self._limit)
+            return result_frame(request.id, result, self._limit, binary=request.takes_binary)
         except Cancelled as cancelled:
             return cancelled_frame(request.id, cancelled)
         except SystemExit:
@@ -146,7 +146,8 @@ class Server:
                     chunk = next(chunks)
                 except StopIteration as end:
                     return end.value
-                self.send_event(request, chunk_frame(request.id, seq, chunk, self._limit))
+                frame = chunk_frame(request.id, seq, chunk, self._limit, binary=request.takes_binary)
+                self.send_event(request, frame)
                 seq += 1
 
     def send_progress(self, request: Request, data: Any) -> None:
@@ -180,6 +181,7 @@ class Server:
             "cancel": True,
             "stream": any(command.streams for command in self._commands.values()),
             "shutdown": True,
+            "binary": True,
             "commands": sorted(self._commands),
             "stacks": self._stacks,
         }

@@ -103,9 +103,9 @@ async def _producer(broker: Broker, store: Store | None, timeout: float) -> Asyn
 
 
 def _print(value: object, *, plain: bool) -> None:
-    from bridge_protocol.codec import encode
+    from bridge_protocol.binary import encode_binary, encode_declared
 
-    text = encode(value)
+    text = encode_declared(value) if isinstance(value, dict) else encode_binary(value)[0]
     if plain:
         typer.echo(text)
     else:

@@ -66,7 +66,7 @@ def test_the_handshake_is_the_one_a_node_sends_and_the_claims_are_read() -> None
 
 def test_the_names_are_the_codes_and_the_kinds() -> None:
     assert table("1.11 Errors and limits")[: len(FrameKind)] == [kind.value for kind in FrameKind]
-    assert table("1.6 Handshake")[-8:] == list(Capabilities.__dataclass_fields__)
+    assert table("1.6 Handshake")[-9:] == list(Capabilities.__dataclass_fields__)
     replies = {code.value for code in Code if issubclass(exception_for(code), RequestFailed)}
     assert {"type", "result"} | replies - {"bridge_unavailable"} == set(table("2.4 Codes"))  # `type` heads the column
     section = WIRE.split("\n## 2.4 Codes")[1].split("\n## ")[0]

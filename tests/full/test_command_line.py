@@ -21,7 +21,7 @@ from broker.amqp import AmqpBroker
 WORKER = ("worker", "--service", "echo", "--bridge", f"{sys.executable} -m examples.echo", "--bridges", "1")
 
 
-async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
+async def test_what_a_user_does_first(rabbitmq_url: str, tmp_path: Path) -> None:
     here = ("--broker", rabbitmq_url)
     async with running(*WORKER, *here, "--name", "alpha") as worker:
         await worker.said("alpha: serving")
@@ -34,6 +34,11 @@ async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
         whole = json.loads((await run("call", *here, "echo", "echo", "--json")).out)
         assert re.fullmatch("[0-9a-f]{32}", whole.pop("message_id"))
         assert whole == {"result": {}, "attempt": 1, "redelivered": False, "node": "alpha"}
+        (tmp_path / "image").write_bytes(b"hi\xff")
+        given = await run("call", *here, "echo", "echo", f"image@={tmp_path}/image")
+        assert given.out == '{"image":{"$bytes":"aGn/"}}\n'
+        declared = json.loads((await run("call", *here, "echo", "echo", f"a@={tmp_path}/image", "--json")).out)
+        assert (declared["result"], declared["binary"]) == ({"a": {"$bytes": "aGn/"}}, "$bytes")
         published = await run("publish", *here, "echo", "echo")
         assert (published.status, published.err) == (0, "")
         assert re.fullmatch("[0-9a-f]{32}\n", published.out)

@@ -77,7 +77,7 @@ USAGE = [
     (["worker", "--service", "a", "--bridge", "cat", "--broker", "http://a:hunter2@b"], "must be amqp or amqps"),
     (["worker", "--config", "/no/such/file"], "cannot be read: No such file or directory"),
     (["call", "echo"], "command"),
-    (["call", "echo", "echo", "word"], "write key=text or key:=json"),
+    (["call", "echo", "echo", "word"], "write key=text, key:=json or key@=file"),
     (["call", "echo", "echo", "--args", "[]"], "should be a JSON object"),
     (["call", "echo", "echo", "--timeout", "0"], "--timeout"),
     (["call", "echo", "echo", "--broker", "amqp://10.1.1.1/"], "user guest is for this machine only"),
