@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from bridge_protocol.errors import FrameError
 from bridge_protocol.messages import PING, RESERVED_COMMANDS, Request, command_problem
 from bridge_sdk.errors import BadArguments
 from bridge_sdk.parameters import Parameters
+
+
+class Binder(Protocol):
+    """What a command's arguments must pass: see Parameters."""
+
+    def bind(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What to call its function with, by name. Raises ArgumentError."""
 
 
 class Command:
@@ -28,7 +35,7 @@ class Command:
             raise ValueError(f"{name!r} is the protocol's own: choose another name")
         self.name = name
         self.function = function
-        self.parameters = Parameters(function, method=method)
+        self.parameters: Binder = Parameters(function, method=method)
         self.streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
 

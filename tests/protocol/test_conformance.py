@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import run
-from documents import block
+from documents import blocks
 from rig import BRIDGES, PYTHON, echo, foreign, misbehave, until
 
 from quaybridge.conformance.checklist import CONVERSATION, SUMMARY, check_bridge
@@ -282,7 +282,7 @@ async def test_variables_are_given_to_the_bridge_and_ours_are_not(tmp_path: Path
 
 async def test_the_bridge_in_thirty_lines_conforms(tmp_path: Path) -> None:
     """As it stands in docs/bridges.md."""
-    source = block("bridges.md", "python")
+    source, _ = blocks("bridges.md", "python")
     assert len([line for line in source.splitlines() if line.strip()]) <= 30
     bridge = tmp_path / "bridge.py"
     bridge.write_text(source)
