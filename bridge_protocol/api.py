@@ -56,15 +56,19 @@ class Api:
 
 
 class Method:
-    """One of them. `streams`: it gives chunks. `asynchronous`: it is to be awaited, or iterated by `async for`."""
+    """One of them. `streams`: it gives chunks. `asynchronous`: it is to be awaited, or iterated by `async for`.
+
+    `source`: as the class has it. `of_instance`: its first parameter is not the caller's to give.
+    """
 
     def __init__(self, kind: type, name: str) -> None:
         self.name = name
         self.label = f"{kind.__name__}.{name}"
         function = getattr(kind, name)
         bound = isinstance(inspect.getattr_static(kind, name), staticmethod | classmethod)
+        self.source = function
+        self.of_instance = not bound
         self.signature = _without_self(function, bound)
-        self.doc = inspect.getdoc(function) or ""
         for parameter in self.signature.parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 raise TypeError(f"{self.label}: arguments come by name, one by one, so {parameter} cannot be given")

@@ -20,9 +20,12 @@ class Binder(Protocol):
 
 
 class Command:
-    """`function`, callable by name. `asynchronous`: it must be awaited. `streams`: it is a generator, of chunks."""
+    """`function`, callable by name. `asynchronous`: it must be awaited. `streams`: it is a generator, of chunks.
 
-    __slots__ = ("asynchronous", "function", "name", "parameters", "streams")
+    `source`: the function whose signature and docstring tell what it is, and whether that is a class's method.
+    """
+
+    __slots__ = ("asynchronous", "function", "name", "parameters", "source", "streams")
 
     def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
         """Raises ValueError for a name that cannot be used, TypeError for a function that cannot.
@@ -35,6 +38,7 @@ class Command:
             raise ValueError(f"{name!r} is the protocol's own: choose another name")
         self.name = name
         self.function = function
+        self.source = (function, method)
         self.parameters: Binder = Parameters(function, method=method)
         self.streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

@@ -51,6 +51,7 @@ def commands_of_api(kind: object, instance: object) -> Iterator[Command]:
         made = Command(method.name, _typed(method, function, plain))
         made.asynchronous, made.streams = plain.asynchronous, plain.streams
         made.parameters = TypedParameters(method)
+        made.source = (method.source, method.of_instance)
         yield made
 
 

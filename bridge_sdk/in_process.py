@@ -11,6 +11,7 @@ from bridge_protocol.frames import DEFAULT_LIMIT, HEADER_SIZE
 from bridge_protocol.messages import PING, PROTOCOL_VERSION, SHUTDOWN, Request, decode_request
 from bridge_sdk.bridge import Bridge
 from bridge_sdk.command import Command
+from bridge_sdk.description import descriptions
 from bridge_sdk.reply import chunk_frame, failure_frame, progress_frame, result_frame, unknown_command, unreadable_frame
 from bridge_sdk.server import RUNNING
 
@@ -61,6 +62,7 @@ class InProcess:
                 "shutdown": True,
                 "binary": True,
                 "commands": sorted(self._commands),
+                "descriptions": descriptions(self._commands, limit // 4),
             }
             return result_frame(request.id, {"status": "ok", "capabilities": claims}, limit)
         if request.command == SHUTDOWN:

@@ -41,7 +41,7 @@ class Parameters:
         self._rest: Check | None = None
         self._takes_rest = False
         required = set()
-        hints = _hints(function)
+        hints = hints_of(function)
         parameters = list(inspect.signature(function).parameters.items())
         for name, parameter in parameters[1:] if method else parameters:
             check = _check(hints.get(name, Any))
@@ -84,8 +84,8 @@ class Parameters:
         return args
 
 
-def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The function's annotations; none of them if one cannot be resolved (imported for type checkers only, say)."""
+def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The annotations of a function or class; none if one cannot be resolved (imported for type checkers only, say)."""
     try:
         return get_type_hints(function)
     except (NameError, AttributeError, TypeError):

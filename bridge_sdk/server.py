@@ -52,6 +52,7 @@ class Server:
         self._ended = False
         self._read_at = 0.0
         self._writing = threading.Lock()  # a command may say how far it is in any thread, and the watcher answers too
+        self._described: list[dict[str, Any]] | None = None
         self._open: set[int] = set()  # requests that may still say something
 
     def serve(self) -> None:
@@ -183,8 +184,16 @@ class Server:
             "shutdown": True,
             "binary": True,
             "commands": sorted(self._commands),
+            "descriptions": self._descriptions(),
             "stacks": self._stacks,
         }
+
+    def _descriptions(self) -> list[dict[str, Any]]:
+        if self._described is None:
+            from bridge_sdk.description import descriptions  # 1 ms: for a bridge's first ping, and for nothing else
+
+            self._described = descriptions(self._commands, self._limit // 4)
+        return self._described
 
     def _ahead(self) -> int:
         """Synchronous commands run in the order they come; a concurrency that was asked for says the same itself."""
