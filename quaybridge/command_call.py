@@ -57,7 +57,7 @@ def call(
         place, shared = options.read_places(broker, store, config)
         if describe:
             said = asyncio.run(_describe(place, service, timeout))
-            _print(as_json(service, said), plain=True) if whole_reply else print_descriptions(service, said)
+            _print_whole(as_json(service, said)) if whole_reply else print_descriptions(service, said)
             return
         if command is None:
             raise typer.BadParameter(f"which command? quaybridge call {service} --describe lists those there are")
@@ -67,7 +67,7 @@ def call(
         if whole_reply:
             whole = asdict(reply)
             del whole["session_epoch"], whole["fresh"], whole["position"]  # it belongs to no session, and to no map
-            _print(whole, plain=True)
+            _print_whole(whole)
         elif not stream:
             _print(reply.result, plain=not sys.stdout.isatty())
 
@@ -118,10 +118,16 @@ async def _producer(broker: Broker, store: Store | None, timeout: float) -> Asyn
         yield producer, max(end - loop.time(), 0.001)
 
 
-def _print(value: object, *, plain: bool) -> None:
-    from bridge_protocol.binary import encode_binary, encode_declared
+def _print_whole(said: dict[str, Any]) -> None:
+    from bridge_protocol.binary import encode_declared
 
-    text = encode_declared(value) if isinstance(value, dict) else encode_binary(value)[0]
+    typer.echo(encode_declared(said))
+
+
+def _print(value: object, *, plain: bool) -> None:
+    from bridge_protocol.binary import encode_binary
+
+    text, _ = encode_binary(value)
     if plain:
         typer.echo(text)
     else:

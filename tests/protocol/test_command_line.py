@@ -76,7 +76,7 @@ USAGE = [
     (["worker", "--service", "a", "--bridge", "cat", "--run-timeout", "0"], "--run-timeout: services.a.run_timeout"),
     (["worker", "--service", "a", "--bridge", "cat", "--broker", "http://a:hunter2@b"], "must be amqp or amqps"),
     (["worker", "--config", "/no/such/file"], "cannot be read: No such file or directory"),
-    (["call", "echo"], "command"),
+    (["call", "echo"], "which command? quaybridge call echo --describe lists those there are"),
     (["call", "echo", "echo", "word"], "write key=text, key:=json or key@=file"),
     (["call", "echo", "echo", "--args", "[]"], "should be a JSON object"),
     (["call", "echo", "echo", "--timeout", "0"], "--timeout"),
