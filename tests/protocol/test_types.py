@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import pytest
 from documents import blocks
-from rig import BRIDGES, PATIENCE, Rig, with_sdk
+from rig import BRIDGES, PATIENCE, Rig, until, with_sdk
 
 from bridge_protocol.errors import ApplicationError, BadRequest, BadResult, BridgeCrashed
 from bridge_sdk import Bridge
@@ -129,6 +129,18 @@ async def test_in_a_session(rig: Rig) -> None:
         photos = session.bind(album.AsyncAlbum, timeout=PATIENCE)
         assert repr(photos).startswith("<AsyncAlbum of session s1 of work: ")
         assert [await photos.add(PHOTO) for _ in range(5)] == [1, 2, 3, 4, 5]  # one bridge has them all
+
+
+class Endless(Protocol):
+    def endless(self) -> AsyncIterator[int]: ...
+
+
+async def test_leaving_its_chunks_early_ends_the_work(rig: Rig) -> None:
+    service = await rig.serve(with_sdk("streams"))
+    async for chunk in rig.producer.bind("work", Endless, timeout=PATIENCE).endless():
+        assert chunk == 0
+        break
+    await until(lambda: not any(True for _ in service.pool.tickets()))
 
 
 class Mixed(Protocol):
