@@ -1,7 +1,9 @@
 """What a bridge says of its commands, for people: in `capabilities.descriptions` of its answer to a ping.
 
-{"name": "thumbnail", "doc": "A small copy.", "args": [{"name": "image", "type": "bytes", "required": true}],
- "more": true, "result": "bytes", "streams": true}
+    {"name": "thumbnail", "doc": "A small copy.", "args": [{"name": "image", "type": "bytes", "required": true}],
+     "more": true, "result": "bytes", "streams": true}
+
+No node looks at it.
 """
 
 from __future__ import annotations
