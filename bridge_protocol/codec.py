@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from itertools import accumulate
@@ -32,15 +33,16 @@ _LONG_INTEGER = b"0" * 19  # any shorter one fits 64 bits
 _INTEGERS = range(-(2**63), 2**64)
 
 
-def encode(value: Any) -> bytes:
+def encode(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     """`value` as JSON. Raises ValueError, saying what cannot be encoded.
 
     Accepts what orjson does (str, int within 64 bits, float, bool, None, list, tuple, dict with text keys,
-    dataclass, datetime, enum, UUID). Refuses NaN and infinities, and nesting deeper than 128.
+    dataclass, datetime, enum, UUID), and what `default` replaces, which is called with anything else and may raise
+    TypeError. Refuses NaN and infinities, and nesting deeper than 128.
     A dataclass with `__slots__` must have them all set: on an unset one orjson 3.13.0 ends the process (SIGSEGV).
     """
     try:
-        payload = orjson.dumps(value)
+        payload = orjson.dumps(value, default)
     except TypeError as error:  # orjson.JSONEncodeError is a TypeError
         raise ValueError(f"not JSON: {error}") from error
     # orjson writes NaN and infinities as null, silently.

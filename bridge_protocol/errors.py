@@ -22,6 +22,7 @@ The tree, one class a code:
     │   ├── Blocked                   blocked
     │   └── BrokerUnavailable         broker_unavailable
     ├── OutcomeUnknown                outcome_unknown: it may have run, or may still run
+    ├── BadResult                     the request succeeded, and its result is not what its Api says
     └── StreamError                   the chunks that came do not make one stream
         ├── StreamGap                 some are missing
         └── StreamRestarted           another run began when some had been handed out
@@ -226,6 +227,18 @@ class OutcomeUnknown(CodedError):
     """Raised when the connection was lost after sending: the request may have run, or may still run."""
 
     code = Code.OUTCOME_UNKNOWN
+
+
+class BadResult(QuaybridgeError):
+    """Raised when a result, or a chunk, is not what the Api says that the caller has bound.
+
+    Not a failure of the request, which has run. `message_id` names it, where it is known.
+    """
+
+    def __init__(self, message: str, *, message_id: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.message_id = message_id
 
 
 class StreamError(QuaybridgeError):

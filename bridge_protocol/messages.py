@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, TypeGuard
 
 from bridge_protocol import codec
+from bridge_protocol.binary import BINARY, TAKES_BINARY, encode_declared, restore_args
 from bridge_protocol.errors import FrameError, FrameKind
 from bridge_protocol.frames import DEFAULT_LIMIT
 
@@ -40,7 +41,12 @@ RESERVED_COMMANDS = frozenset({CANCEL, SHUTDOWN})
 
 @dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Request:
-    """One request. `id` 1 … 2^53−1 (0 is the handshake's), `deadline` in Unix milliseconds, `attempt` from 1."""
+    """One request. `id` 1 … 2^53−1 (0 is the handshake's), `deadline` in Unix milliseconds, `attempt` from 1.
+
+    `binary`: the key of the objects in `args` that stand for bytes, where a message was read or is to be written so;
+    None: there are none, but what `args` holds of bytes when it is encoded. `takes_binary`: there may be some in the
+    result and in chunks.
+    """
 
     id: int
     command: str
@@ -49,26 +55,40 @@ class Request:
     deadline: int | None = None
     traceparent: str | None = None
     attempt: int = 1
+    binary: str | None = None
+    takes_binary: bool = False
+
+    def arguments(self) -> Mapping[str, Any]:
+        """`args`, with bytes in the place of what stands for them. Raises FrameError, which says where."""
+        return self.args if self.binary is None else restore_args(dict(self.args), self.binary)
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Result:
-    """A final reply with success. `recycle`: the bridge asks to be replaced after it."""
+    """A final reply with success. `recycle`: the bridge asks to be replaced after it.
+
+    `binary`: the key of the objects in `result` that stand for bytes.
+    """
 
     id: int
     result: Any
     recycle: bool = False
+    binary: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorInfo:
-    """What a bridge says of its own failure. `retry_after` in seconds."""
+    """What a bridge says of its own failure. `retry_after` in seconds.
+
+    `bad_request`: it is the request that is wrong; nothing was run.
+    """
 
     type: str = ""
     message: str = ""
     traceback: str | None = None
     retryable: bool = False
     retry_after: float | None = None
+    bad_request: bool = False
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -97,11 +117,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chunk:
-    """One piece of a streamed result; `seq` counts from 0."""
+    """One piece of a streamed result; `seq` counts from 0. `binary`: the key of what stands for bytes in `data`."""
 
     id: int
     seq: int
     data: Any
+    binary: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +140,7 @@ class Capabilities:
     `concurrency` is the number of requests it takes at once, `commands` their names where it lists them, `stacks`
     how to ask where it hangs: `{"pid": 1234, "signal": 64}`. `ahead` is how many more it takes while one runs (at a
     concurrency of 1): it begins them in the order they come, and gives back what it has not begun when asked to by a
-    cancel with `"unbegun": true`.
+    cancel with `"unbegun": true`. `binary`: it knows what stands for bytes.
     """
 
     protocol: int = 0
@@ -130,6 +151,7 @@ class Capabilities:
     commands: tuple[str, ...] = ()
     stacks: Stacks | None = None
     ahead: int = 0
+    binary: bool = False
 
 
 def format_timestamp(seconds: float) -> str:
@@ -144,7 +166,10 @@ def _to_the_second(seconds: int) -> str:
 
 
 def encode_request(request: Request) -> bytes:
-    """The payload of a request. Raises ValueError if its args cannot be encoded or its parts break the rules."""
+    """The payload of a request. Raises ValueError if its args cannot be encoded or its parts break the rules.
+
+    Bytes in its args are encoded too, unless it has a `binary` already.
+    """
     if not HANDSHAKE_ID <= request.id <= MAX_ID:
         raise ValueError(f"a request's id must be 1 … 2^53−1, not {request.id}")
     if problem := command_problem(request.command):
@@ -162,7 +187,11 @@ def encode_request(request: Request) -> bytes:
         body["traceparent"] = request.traceparent
     if request.attempt > 1:
         body["attempt"] = request.attempt
-    return codec.encode(body)
+    if request.takes_binary:
+        body[TAKES_BINARY] = True
+    if request.binary is None:
+        return _encode(body, binary=True)
+    return codec.encode({**body, BINARY: request.binary})
 
 
 def with_attempt(payload: bytes, attempt: int) -> bytes:
@@ -211,6 +240,9 @@ def read_request(body: dict[str, Any]) -> Request:
     traceparent = body.get("traceparent")
     if traceparent is not None and not isinstance(traceparent, str):
         raise _wrong("traceparent", "text", traceparent)
+    binary = body.get(BINARY)
+    if binary is not None and not isinstance(binary, str):
+        raise _wrong(BINARY, "text", binary)
     return Request(
         id=_id(body),
         command=command,
@@ -219,17 +251,22 @@ def read_request(body: dict[str, Any]) -> Request:
         deadline=deadline,
         traceparent=traceparent,
         attempt=attempt,
+        binary=binary,
+        takes_binary=body.get(TAKES_BINARY) is True,
     )
 
 
-def encode_result(id: int, result: Any, *, timestamp: str = "", recycle: bool = False) -> bytes:
-    """The payload of a final reply with success. Raises ValueError if `result` cannot be encoded."""
+def encode_result(id: int, result: Any, *, timestamp: str = "", recycle: bool = False, binary: bool = False) -> bytes:
+    """The payload of a final reply with success. Raises ValueError if `result` cannot be encoded.
+
+    `binary`: whoever asked takes bytes in it.
+    """
     body: dict[str, Any] = {"id": id, "success": True, "result": result}
     if recycle:
         body["recycle"] = True
     if timestamp:
         body["timestamp"] = timestamp
-    return codec.encode(body)
+    return _encode(body, binary=binary)
 
 
 def encode_failure(
@@ -245,6 +282,8 @@ def encode_failure(
             said["retryable"] = True
         if info.retry_after is not None:
             said["retry_after"] = info.retry_after
+        if info.bad_request:
+            said["bad_request"] = True
         if info.details:
             said["details"] = info.details
         body["error_info"] = said
@@ -260,9 +299,9 @@ def encode_progress(id: int, data: Any) -> bytes:
     return codec.encode({"id": id, "event": "progress", "data": data})
 
 
-def encode_chunk(id: int, seq: int, data: Any) -> bytes:
-    """The payload of a chunk event."""
-    return codec.encode({"id": id, "event": "chunk", "seq": seq, "data": data})
+def encode_chunk(id: int, seq: int, data: Any, *, binary: bool = False) -> bytes:
+    """The payload of a chunk event. `binary` as for a result."""
+    return _encode({"id": id, "event": "chunk", "seq": seq, "data": data}, binary=binary)
 
 
 def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | Chunk:
@@ -270,7 +309,8 @@ def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | 
     body = codec.decode(payload)
     success = body.get("success")
     if success is True:
-        return Result(id=_id(body), result=body.get("result"), recycle=body.get("recycle") is True)
+        recycle = body.get("recycle") is True
+        return Result(id=_id(body), result=body.get("result"), recycle=recycle, binary=_binary(body))
     if success is False:
         error = body.get("error")
         if not isinstance(error, str):
@@ -290,7 +330,7 @@ def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | 
         seq = body.get("seq")
         if not _is_integer(seq) or seq < 0:
             raise _wrong("seq", "an integer from 0", seq)
-        return Chunk(id=_id(body), seq=seq, data=body.get("data"))
+        return Chunk(id=_id(body), seq=seq, data=body.get("data"), binary=_binary(body))
     raise FrameError(FrameKind.BAD_ENVELOPE, "a message needs 'success' or a known 'event'")
 
 
@@ -330,7 +370,15 @@ def read_capabilities(result: Any) -> Capabilities:
         commands=tuple(c for c in commands if isinstance(c, str)) if isinstance(commands, list) else (),
         stacks=_stacks(claimed.get("stacks")),
         ahead=ahead,
+        binary=claimed.get("binary") is True,
     )
+
+
+def without_binary(payload: bytes | bytearray) -> bytes:
+    """`payload` without a `binary`, which is nothing but a field of its own where its bridge does not claim that."""
+    body = codec.decode(payload)
+    body.pop(BINARY, None)
+    return codec.encode(body)
 
 
 @lru_cache(maxsize=1024)
@@ -343,6 +391,22 @@ def command_problem(command: str) -> str | None:
     if len(command.encode()) > MAX_COMMAND_BYTES:
         return f"a command has at most {MAX_COMMAND_BYTES} bytes"
     return None
+
+
+def _encode(body: dict[str, Any], *, binary: bool) -> bytes:
+    """`body` as JSON. `binary`: whoever reads it takes bytes; it says then how they are held."""
+    try:
+        return codec.encode(body)  # as nearly all are: without a hook, which costs more than the rest
+    except ValueError:
+        payload = encode_declared(body)
+    if not binary:
+        raise ValueError("not JSON: it holds bytes, and whoever asked does not say that they are taken")
+    return payload
+
+
+def _binary(body: dict[str, Any]) -> str | None:
+    key = body.get(BINARY)
+    return key if isinstance(key, str) else None
 
 
 def _stacks(value: Any) -> Stacks | None:
@@ -371,6 +435,7 @@ def _error_info(value: Any) -> ErrorInfo | None:
         traceback=text("traceback"),
         retryable=value.get("retryable") is True,
         retry_after=float(retry_after) if _is_number(retry_after) and retry_after >= 0 else None,
+        bad_request=value.get("bad_request") is True,
         details=details if isinstance(details, dict) else {},
     )
 

@@ -79,11 +79,12 @@ class AsyncServer(Server):
     async def _run_task(self, request: Request, command: Command) -> bytes:
         RUNNING.set(request)
         try:
-            arguments = command.parameters.bind(request.args)
+            arguments = command.arguments(request)
             if command.streams:
                 await self._stream_task(request, command, arguments)
                 return result_frame(request.id, None, self._limit)
-            return result_frame(request.id, await command.function(**arguments), self._limit)
+            result = await command.function(**arguments)
+            return result_frame(request.id, result, self._limit, binary=request.takes_binary)
         except asyncio.CancelledError:
             raise
         except SystemExit as error:
@@ -97,7 +98,8 @@ class AsyncServer(Server):
         async with aclosing(command.function(**arguments)) as chunks:
             seq = 0
             async for chunk in chunks:
-                self.send_event(request, chunk_frame(request.id, seq, chunk, self._limit))
+                frame = chunk_frame(request.id, seq, chunk, self._limit, binary=request.takes_binary)
+                self.send_event(request, frame)
                 seq += 1
                 await asyncio.sleep(0)  # one that never waits must not keep the others, and a cancel, waiting
 

@@ -91,6 +91,19 @@ class Bridge:
         self._add(Command(function_or_name.__name__, function_or_name))
         return function_or_name
 
+    def implement(self, api: Callable[..., object], instance: object) -> None:
+        """Register the methods of `api`, a class, typing.Protocol or not, as commands that `instance` carries out.
+
+        What they are called with is converted as `api` annotates it, by pydantic: models, dates, enums, bytes. What
+        does not fit is answered with `bad_request`, which names it, before anything runs. A method may be `async def`
+        or a generator, whichever `api` has. Producers bind the same class. Raises TypeError for a class that cannot be
+        one, and for what `instance` lacks; ValueError as `command` does.
+        """
+        from bridge_sdk.implementation import commands_of_api  # pydantic costs 100 ms
+
+        for command in commands_of_api(api, instance):
+            self._add(command)
+
     @property
     def request(self) -> RequestContext:
         """The request that is being served. Raises LookupError outside of a command."""

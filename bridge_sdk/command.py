@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
-from bridge_protocol.messages import PING, RESERVED_COMMANDS, command_problem
+from bridge_protocol.errors import FrameError
+from bridge_protocol.messages import PING, RESERVED_COMMANDS, Request, command_problem
+from bridge_sdk.errors import BadArguments
 from bridge_sdk.parameters import Parameters
 
 
-class Command:
-    """`function`, callable by name. `asynchronous`: it must be awaited. `streams`: it is a generator, of chunks."""
+class Binder(Protocol):
+    """What a command's arguments must pass: see Parameters."""
 
-    __slots__ = ("asynchronous", "function", "name", "parameters", "streams")
+    def bind(self, args: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What to call its function with, by name. Raises ArgumentError."""
+
+
+class Command:
+    """`function`, callable by name. `asynchronous`: it must be awaited. `streams`: it is a generator, of chunks.
+
+    `source`: the function whose signature and docstring tell what it is, and whether that is a class's method.
+    """
+
+    __slots__ = ("asynchronous", "function", "name", "parameters", "source", "streams")
 
     def __init__(self, name: str, function: Callable[..., Any], *, method: bool = False) -> None:
         """Raises ValueError for a name that cannot be used, TypeError for a function that cannot.
@@ -26,9 +38,20 @@ class Command:
             raise ValueError(f"{name!r} is the protocol's own: choose another name")
         self.name = name
         self.function = function
-        self.parameters = Parameters(function, method=method)
+        self.source = (function, method)
+        self.parameters: Binder = Parameters(function, method=method)
         self.streams = inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
         self.asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+    def arguments(self, request: Request) -> Mapping[str, Any]:
+        """What to call the function with, by name. Raises ArgumentError for what does not fit."""
+        if request.binary is None:
+            return self.parameters.bind(request.args)
+        try:
+            args = request.arguments()
+        except FrameError as error:
+            raise BadArguments(error.detail) from None
+        return self.parameters.bind(args)
 
     def __repr__(self) -> str:
         return f"<Command {self.name}{' async' if self.asynchronous else ''}{' stream' if self.streams else ''}>"

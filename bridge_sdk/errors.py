@@ -3,6 +3,7 @@
 Exception
 ├── ApplicationError      raised by authors, with what the caller should know
 ├── ArgumentError         the arguments do not fit the command's signature
+│   └── BadArguments      the same, and the caller gets `bad_request`: its request is kept, and was not run
 └── UnknownCommand        there is no such command
 BaseException
 └── Cancelled             raised in a running synchronous command whose request was cancelled
@@ -37,6 +38,10 @@ class ApplicationError(Exception):
 
 class ArgumentError(Exception):
     """Raised when arguments are unknown, missing or of the wrong type; the message names them."""
+
+
+class BadArguments(ArgumentError):
+    """Raised when arguments are not what was agreed on: bytes that are no base64, or what a typed command refuses."""
 
 
 class UnknownCommand(Exception):

@@ -11,6 +11,7 @@ from bridge_protocol.frames import DEFAULT_LIMIT, HEADER_SIZE
 from bridge_protocol.messages import PING, PROTOCOL_VERSION, SHUTDOWN, Request, decode_request
 from bridge_sdk.bridge import Bridge
 from bridge_sdk.command import Command
+from bridge_sdk.description import descriptions
 from bridge_sdk.reply import chunk_frame, failure_frame, progress_frame, result_frame, unknown_command, unreadable_frame
 from bridge_sdk.server import RUNNING
 
@@ -59,7 +60,9 @@ class InProcess:
                 "protocol": PROTOCOL_VERSION,
                 "stream": streams,
                 "shutdown": True,
+                "binary": True,
                 "commands": sorted(self._commands),
+                "descriptions": descriptions(self._commands, limit // 4),
             }
             return result_frame(request.id, {"status": "ok", "capabilities": claims}, limit)
         if request.command == SHUTDOWN:
@@ -69,14 +72,14 @@ class InProcess:
             return failure_frame(request.id, unknown_command(request.command, self._commands), limit)
         token = RUNNING.set(request)
         try:
-            arguments = command.parameters.bind(request.args)
+            arguments = command.arguments(request)
             if command.streams:
-                result = await self._stream(request.id, command, arguments, limit, on_chunk)
+                result = await self._stream(request, command, arguments, limit, on_chunk)
             elif command.asynchronous:
                 result = await command.function(**arguments)
             else:
                 result = command.function(**arguments)
-            return result_frame(request.id, result, limit)
+            return result_frame(request.id, result, limit, binary=request.takes_binary)
         except Exception as error:  # noqa: BLE001  (whatever a command raises is its answer)
             return failure_frame(request.id, error, limit)
         finally:
@@ -84,7 +87,7 @@ class InProcess:
 
     async def _stream(
         self,
-        request_id: int,
+        request: Request,
         command: Command,
         arguments: Mapping[str, Any],
         limit: int,
@@ -92,10 +95,15 @@ class InProcess:
     ) -> Any:
         """Tell what a generator yields; what it returns."""
         seq = 0
+
+        async def tell(chunk: Any) -> None:
+            frame = chunk_frame(request.id, seq, chunk, limit, binary=request.takes_binary)
+            await on_chunk(frame[HEADER_SIZE:])
+
         if command.asynchronous:
             async with aclosing(command.function(**arguments)) as chunks:
                 async for chunk in chunks:
-                    await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                    await tell(chunk)
                     seq += 1
             return None
         with closing(command.function(**arguments)) as chunks:
@@ -104,5 +112,5 @@ class InProcess:
                     chunk = next(chunks)
                 except StopIteration as end:
                     return end.value
-                await on_chunk(chunk_frame(request_id, seq, chunk, limit)[HEADER_SIZE:])
+                await tell(chunk)
                 seq += 1

@@ -1,6 +1,6 @@
 """Parameters: what a command accepts, compiled from its signature once, checked for every request.
 
-Checked: str, int, float (takes an int too), bool, None, list, list[T], dict, dict[str, T], Literal, unions of
+Checked: str, bytes, int, float (takes an int too), bool, None, list, list[T], dict, dict[str, T], Literal, unions of
 these, Any. An annotation that is none of these says nothing here, and its values pass.
 """
 
@@ -20,6 +20,7 @@ SESSION_ID = "session_id"
 
 _SCALARS: dict[Any, tuple[type, ...]] = {
     str: (str,),
+    bytes: (bytes,),
     int: (int,),
     float: (int, float),
     bool: (bool,),
@@ -40,7 +41,7 @@ class Parameters:
         self._rest: Check | None = None
         self._takes_rest = False
         required = set()
-        hints = _hints(function)
+        hints = hints_of(function)
         parameters = list(inspect.signature(function).parameters.items())
         for name, parameter in parameters[1:] if method else parameters:
             check = _check(hints.get(name, Any))
@@ -83,8 +84,8 @@ class Parameters:
         return args
 
 
-def _hints(function: Callable[..., Any]) -> Mapping[str, Any]:
-    """The function's annotations; none of them if one cannot be resolved (imported for type checkers only, say)."""
+def hints_of(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """The annotations of a function or class; none if one cannot be resolved (imported for type checkers only, say)."""
     try:
         return get_type_hints(function)
     except (NameError, AttributeError, TypeError):

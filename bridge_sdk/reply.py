@@ -17,7 +17,7 @@ from bridge_protocol.messages import (
     encode_result,
     format_timestamp,
 )
-from bridge_sdk.errors import ApplicationError, ArgumentError, UnknownCommand
+from bridge_sdk.errors import ApplicationError, ArgumentError, BadArguments, UnknownCommand
 
 MAX_TEXT = 8 * 1024  # characters of a message, and of a traceback
 CANCELLED = "cancelled"
@@ -26,10 +26,13 @@ CANCELLED = "cancelled"
 _WITHOUT_TRACEBACK = (ArgumentError, UnknownCommand)
 
 
-def result_frame(request_id: int, result: Any, limit: int) -> bytes:
-    """The reply that carries `result`, or one that says why it cannot be carried. `limit`: bytes of a payload."""
+def result_frame(request_id: int, result: Any, limit: int, *, binary: bool = False) -> bytes:
+    """The reply that carries `result`, or one that says why it cannot be carried. `limit`: bytes of a payload.
+
+    `binary`: whoever asked takes bytes.
+    """
     try:
-        return encode_frame(encode_result(request_id, result, timestamp=_now()), limit)
+        return encode_frame(encode_result(request_id, result, timestamp=_now(), binary=binary), limit)
     except FrameError as error:
         return _refusal(request_id, "TooLarge", f"the result is too large: {error.detail}")
     except ValueError as error:
@@ -38,9 +41,9 @@ def result_frame(request_id: int, result: Any, limit: int) -> bytes:
         return _refusal(request_id, "ResultError", "the result is not JSON: it contains itself, or is too deep")
 
 
-def chunk_frame(request_id: int, seq: int, data: Any, limit: int) -> bytes:
-    """The event that carries a chunk. Raises ValueError for what cannot be one."""
-    return _event_frame(f"chunk {seq}", limit, lambda: encode_chunk(request_id, seq, data))
+def chunk_frame(request_id: int, seq: int, data: Any, limit: int, *, binary: bool = False) -> bytes:
+    """The event that carries a chunk. `binary` as for a result. Raises ValueError for what cannot be one."""
+    return _event_frame(f"chunk {seq}", limit, lambda: encode_chunk(request_id, seq, data, binary=binary))
 
 
 def progress_frame(request_id: int, data: Any, limit: int) -> bytes:
@@ -58,6 +61,7 @@ def failure_frame(request_id: int, error: BaseException, limit: int) -> bytes:
         traceback=None if isinstance(error, _WITHOUT_TRACEBACK) else _traceback(error),
         retryable=isinstance(error, ApplicationError) and error.retryable,
         retry_after=error.retry_after if isinstance(error, ApplicationError) else None,
+        bad_request=isinstance(error, BadArguments),
         details=error.details if isinstance(error, ApplicationError) else {},
     )
     text = f"{kind}: {message}" if message else kind
@@ -69,6 +73,7 @@ def failure_frame(request_id: int, error: BaseException, limit: int) -> bytes:
             message=message,
             traceback=info.traceback,
             retryable=info.retryable,
+            bad_request=info.bad_request,
             details={"details_left_out": _clean(str(problem))},
         )
         return encode_frame(encode_failure(request_id, text, info=said, timestamp=_now()))

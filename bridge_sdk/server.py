@@ -52,6 +52,7 @@ class Server:
         self._ended = False
         self._read_at = 0.0
         self._writing = threading.Lock()  # a command may say how far it is in any thread, and the watcher answers too
+        self._described: list[dict[str, Any]] | None = None
         self._open: set[int] = set()  # requests that may still say something
 
     def serve(self) -> None:
@@ -123,13 +124,13 @@ class Server:
 
     def _run(self, request: Request, command: Command) -> bytes:
         try:
-            arguments = command.parameters.bind(request.args)
+            arguments = command.arguments(request)
             if command.streams:
                 arguments = {"request": request, "command": command, "arguments": arguments}
                 result = self._watcher.call(request, self._stream, arguments)
             else:
                 result = self._watcher.call(request, command.function, arguments)
-            return result_frame(request.id, result, self._limit)
+            return result_frame(request.id, result, self._limit, binary=request.takes_binary)
         except Cancelled as cancelled:
             return cancelled_frame(request.id, cancelled)
         except SystemExit:
@@ -146,7 +147,8 @@ class Server:
                     chunk = next(chunks)
                 except StopIteration as end:
                     return end.value
-                self.send_event(request, chunk_frame(request.id, seq, chunk, self._limit))
+                frame = chunk_frame(request.id, seq, chunk, self._limit, binary=request.takes_binary)
+                self.send_event(request, frame)
                 seq += 1
 
     def send_progress(self, request: Request, data: Any) -> None:
@@ -180,9 +182,18 @@ class Server:
             "cancel": True,
             "stream": any(command.streams for command in self._commands.values()),
             "shutdown": True,
+            "binary": True,
             "commands": sorted(self._commands),
+            "descriptions": self._descriptions(),
             "stacks": self._stacks,
         }
+
+    def _descriptions(self) -> list[dict[str, Any]]:
+        if self._described is None:
+            from bridge_sdk.description import descriptions  # 1 ms: for a bridge's first ping, and for nothing else
+
+            self._described = descriptions(self._commands, self._limit // 4)
+        return self._described
 
     def _ahead(self) -> int:
         """Synchronous commands run in the order they come; a concurrency that was asked for says the same itself."""

@@ -87,4 +87,5 @@ class SessionTable:
         made.asynchronous = command.asynchronous
         made.streams = command.streams
         made.parameters = command.parameters
+        made.source = command.source
         return made

@@ -21,7 +21,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 from bridge_protocol.claim_check import DEFAULT_THRESHOLD
 from bridge_protocol.errors import CodedError, RequestFailed
@@ -41,6 +41,7 @@ from producer.options import (
     PublishOptions,
     SessionOptions,
     SubmitOptions,
+    stream_options,
 )
 from producer.progress import Progress
 from producer.reply import Reply
@@ -55,6 +56,8 @@ MOST_UNCONFIRMED = 1024
 MOST_UNCONFIRMED_BYTES = 64 * 1024 * 1024
 MOST_REPUBLISHES = 10  # of one idempotent request
 REPLY_PREFETCH = 256
+
+A = TypeVar("A")
 
 
 class AsyncProducer:
@@ -210,6 +213,23 @@ class AsyncProducer:
     def session(self, id: str, *, service: str, **options: Unpack[SessionOptions]) -> AsyncSession:
         """The session of that id, whose requests meet the same live bridge: see AsyncSession, and SessionOptions."""
         return AsyncSession(self.sender, id, service=service, **options)
+
+    def bind(self, service: str, api: Callable[..., A], **options: Unpack[CallOptions]) -> A:
+        """An object with the methods of `api`, a class whose methods are the service's commands: see docs/producer.md.
+
+        They are `async def`, or give an AsyncIterator, for chunks. What they are called with is checked, and converted,
+        before it is sent, and what comes is too: they raise what `call` does, BadRequest that names the argument, and
+        BadResult. The options are those of every call. Raises TypeError for a class that cannot be one.
+        """
+        from producer.bound import bind_async  # pydantic costs 100 ms
+
+        of_stream = stream_options(options)
+        return bind_async(
+            api,
+            service,
+            lambda command, args: self.call(service, command, args, **options),
+            lambda command, args: self.stream(service, command, args, **of_stream),
+        )
 
     async def publish(
         self,

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from bridge_protocol.binary import restore
 from bridge_protocol.control import WINDOW_BYTES, WINDOW_CHUNKS
 from bridge_protocol.envelope import ATTEMPT, CHUNK_COUNT, CONTROL_QUEUE, RUN, SEQ
 from bridge_protocol.errors import FrameError
@@ -155,7 +156,8 @@ class Chunks:
                     self.gap = f"chunk {seq} is not what it says it is"
                     return
                 if seq == self._next:
-                    self._pieces.append(Piece(said.data, len(payload), self._run))
+                    data = said.data if said.binary is None else restore(said.data, said.binary)
+                    self._pieces.append(Piece(data, len(payload), self._run))
                     self._next += 1
                 seq += 1
             else:

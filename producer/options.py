@@ -85,6 +85,18 @@ class StreamOptions(TypedDict, total=False):
     progress: Callable[[Progress], None] | None
 
 
+def stream_options(options: CallOptions) -> StreamOptions:
+    """Those of a call that a stream has too."""
+    found: StreamOptions = {}
+    if "timeout" in options:
+        found["timeout"] = options["timeout"]
+    if "cancel_on_disconnect" in options:
+        found["cancel_on_disconnect"] = options["cancel_on_disconnect"]
+    if "progress" in options:
+        found["progress"] = options["progress"]
+    return found
+
+
 class MapOptions(TypedDict, total=False):
     """Of a map, beside `on_error`, which decides what it gives.
 

@@ -42,6 +42,7 @@ from producer.options import (
     SessionOptions,
     StreamOptions,
     SubmitOptions,
+    stream_options,
 )
 from producer.outcome import Outcome
 from producer.progress import Progress
@@ -59,6 +60,7 @@ CLOSE_TIMEOUT = 15.0  # seconds for `close`; the broker is given three of them
 NOT_STARTED = "not started: use it in a with block, or call start()"
 CLOSED = "closed"
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 
@@ -291,6 +293,18 @@ class Producer:
     def session(self, id: str, *, service: str, **options: Unpack[SessionOptions]) -> Session:
         """The session of that id, whose requests meet the same live bridge: see AsyncSession."""
         return Session(self.run, self._producer.session(id, service=service, **options))
+
+    def bind(self, service: str, api: Callable[..., A], **options: Unpack[CallOptions]) -> A:
+        """An object with the methods of `api`, which are plain `def`, or give an Iterator: see AsyncProducer.bind."""
+        from producer.bound import bind  # pydantic costs 100 ms
+
+        of_stream = stream_options(options)
+        return bind(
+            api,
+            service,
+            lambda command, args: self.call(service, command, args, **options),
+            lambda command, args: self.stream(service, command, args, **of_stream),
+        )
 
     def publish(
         self,

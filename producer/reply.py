@@ -8,9 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bridge_protocol import codec
+from bridge_protocol.binary import restore
 from bridge_protocol.claim_check import CLAIM, ClaimCheck, read_claim, restored
 from bridge_protocol.envelope import ATTEMPT, FRESH, NODE, REDELIVERED, RESULT, SESSION_EPOCH
-from bridge_protocol.errors import BadRequest, Code, FrameError, FrameKind, RequestFailed, exception_for
+from bridge_protocol.errors import (
+    BadRequest,
+    Code,
+    FrameError,
+    FrameKind,
+    ProtocolViolation,
+    RequestFailed,
+    exception_for,
+)
 from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
@@ -47,8 +56,15 @@ def read_reply(delivery: Delivery, message_id: str) -> Reply | RequestFailed:
     epoch = epoch_of(delivery)
     said = decode_message(delivery.body)
     if properties.type == RESULT and isinstance(said, Result):
+        try:
+            result = said.result if said.binary is None else restore(said.result, said.binary)
+        except FrameError as error:
+            text = f"its result cannot be read: {error.detail}"
+            unreadable = ProtocolViolation(text, message_id=message_id, attempt=attempt, node=node)
+            unreadable.session_epoch = epoch
+            return unreadable
         return Reply(
-            result=said.result,
+            result=result,
             message_id=message_id,
             attempt=attempt,
             redelivered=headers.get(REDELIVERED) is True,

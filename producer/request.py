@@ -10,7 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, NamedTuple, TypeGuard
 
-from bridge_protocol import codec
+from bridge_protocol.binary import encode_binary
 from bridge_protocol.claim_check import ClaimCheck, with_claim
 from bridge_protocol.envelope import SessionClaim, request_properties, session_id_problem
 from bridge_protocol.errors import BadRequest, TooLarge
@@ -140,6 +140,7 @@ def prepare(
         args=args,
         timestamp=format_timestamp(now),
         deadline=deadline,
+        takes_binary=True,
     )
     message_id = secrets.token_hex(16)
     try:
@@ -150,9 +151,9 @@ def prepare(
         raise TooLarge(f"a request of {len(body):,} bytes, the limit is {DEFAULT_LIMIT:,}", message_id=message_id)
     cargo = None
     if claim_threshold is not None and len(body) > claim_threshold:
-        encoded = codec.encode(args)
+        encoded, binary = encode_binary(args)
         if len(encoded) > claim_threshold:
-            cargo, body = encoded, encode_request(replace(request, args={}))
+            cargo, body = encoded, encode_request(replace(request, args={}, binary=binary))
     return PreparedRequest(
         message_id=message_id,
         service=service,

@@ -18,11 +18,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from bridge_protocol.errors import (
     BadRequest,
@@ -44,6 +44,8 @@ MOST_WAITING = 1000
 MOST_JOURNALED = 100
 MOST_JOURNALED_BYTES = 4 * 1024 * 1024
 REMEMBERED_EPOCHS = 8  # that are gone
+
+A = TypeVar("A")
 
 
 class SessionHandle(Handle):
@@ -141,6 +143,14 @@ class AsyncSession:
         """
         handle = await self.submit(command, args, **options)
         return await handle.future
+
+    def bind(self, api: Callable[..., A], **options: Unpack[SessionCallOptions]) -> A:
+        """An object with the methods of `api`, called in this session: see AsyncProducer.bind."""
+        from producer.bound import bind_async  # pydantic costs 100 ms
+
+        return bind_async(
+            api, f"session {self.id} of {self.service}", lambda command, args: self.call(command, args, **options)
+        )
 
     async def submit(
         self,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from producer.handle import Handle
 from producer.loop_thread import FORKED, Run
@@ -14,6 +14,8 @@ from producer.options import DEFAULT_TIMEOUT, SessionCallOptions
 from producer.outcome import Outcome
 from producer.reply import Reply
 from producer.session import AsyncSession
+
+A = TypeVar("A")
 
 
 class Session:
@@ -57,6 +59,14 @@ class Session:
     def call(self, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[SessionCallOptions]) -> Reply:
         """Send a request, after those before it, and wait for its reply: see AsyncSession.call."""
         return self._run(self._inner.call(command, args, **options))
+
+    def bind(self, api: Callable[..., A], **options: Unpack[SessionCallOptions]) -> A:
+        """An object with the methods of `api`, called in this session: see Producer.bind."""
+        from producer.bound import bind  # pydantic costs 100 ms
+
+        inner = self._inner
+        where = f"session {inner.id} of {inner.service}"
+        return bind(api, where, lambda command, args: self.call(command, args, **options))
 
     def submit(
         self, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[SessionCallOptions]

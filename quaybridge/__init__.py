@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from bridge_protocol.errors import (
         ApplicationError,
         BadRequest,
+        BadResult,
         Blocked,
         BridgeCrashed,
         BridgeTimeout,
@@ -86,6 +87,8 @@ __all__ = [  # noqa: RUF022 (in the order a reader needs them)
     "BrokerUnavailable",
     # … nobody can tell
     "OutcomeUnknown",
+    # … its result is not what its Api says
+    "BadResult",
     # … its chunks do not make one stream
     "StreamError",
     "StreamGap",

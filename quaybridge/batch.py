@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bridge_protocol import codec
+from bridge_protocol.binary import encode_declared
 from bridge_protocol.errors import BadRequest, CodedError, FrameError, PublishFailed, QuaybridgeError, TooLarge
 from bridge_protocol.frames import DEFAULT_LIMIT
 from producer.async_producer import AsyncProducer
@@ -120,7 +121,7 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> bool:
         """Gather one; whether it is time to write."""
-        self._gathered += codec.encode(record)
+        self._gathered += encode_declared(record)
         self._gathered += b"\n"
         return len(self._gathered) >= BLOCK
 

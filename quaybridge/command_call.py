@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quaybridge import request_options as options
+from quaybridge.descriptions import as_json, ask_descriptions, print_descriptions
 from quaybridge.exit_status import explained
 from quaybridge.logs import LogLevel, log_to_stderr
 from quaybridge.progress_bar import progress_bar
 
 if TYPE_CHECKING:
+    from bridge_protocol.description import Description
     from broker.contract import Broker
     from broker.store import Store
     from producer.async_producer import AsyncProducer
@@ -26,16 +28,19 @@ if TYPE_CHECKING:
 
 def call(
     service: options.Service,
-    command: options.Command,
+    command: options.OptionalCommand = None,
     pairs: options.Pairs = None,
     args: options.Whole = None,
     timeout: options.Timeout = 30.0,
     whole_reply: Annotated[
-        bool, typer.Option("--json", help="Print the whole reply as one line of JSON: result, message_id, attempt, …")
+        bool, typer.Option("--json", help="Print the whole reply, or description, as one line of JSON.")
     ] = False,
     store: options.StoreDirectory = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Print its chunks as they come, one line of JSON each, and not its result.")
+    ] = False,
+    describe: Annotated[
+        bool, typer.Option("--describe", help="Ask nothing but what the service's commands are, and print that.")
     ] = False,
     broker: options.BrokerUrl = None,
     config: options.ConfigFile = None,
@@ -50,15 +55,26 @@ def call(
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         arguments = options.read_arguments(pairs, args)
         place, shared = options.read_places(broker, store, config)
+        if describe:
+            said = asyncio.run(_describe(place, service, timeout))
+            _print_whole(as_json(service, said)) if whole_reply else print_descriptions(service, said)
+            return
+        if command is None:
+            raise typer.BadParameter(f"which command? quaybridge call {service} --describe lists those there are")
         with progress_bar() as on_progress:
             asking = _stream if stream else _call
             reply = asyncio.run(asking(place, shared, service, command, arguments, timeout, on_progress))
         if whole_reply:
             whole = asdict(reply)
             del whole["session_epoch"], whole["fresh"], whole["position"]  # it belongs to no session, and to no map
-            _print(whole, plain=True)
+            _print_whole(whole)
         elif not stream:
             _print(reply.result, plain=not sys.stdout.isatty())
+
+
+async def _describe(broker: Broker, service: str, timeout: float) -> tuple[Description, ...]:
+    async with _producer(broker, None, timeout) as (producer, left):
+        return await ask_descriptions(producer, service, left)
 
 
 async def _call(
@@ -102,10 +118,16 @@ async def _producer(broker: Broker, store: Store | None, timeout: float) -> Asyn
         yield producer, max(end - loop.time(), 0.001)
 
 
-def _print(value: object, *, plain: bool) -> None:
-    from bridge_protocol.codec import encode
+def _print_whole(said: dict[str, Any]) -> None:
+    from bridge_protocol.binary import encode_declared
 
-    text = encode(value)
+    typer.echo(encode_declared(said))
+
+
+def _print(value: object, *, plain: bool) -> None:
+    from bridge_protocol.binary import encode_binary
+
+    text, _ = encode_binary(value)
     if plain:
         typer.echo(text)
     else:

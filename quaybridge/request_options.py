@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 
 Service = Annotated[str, typer.Argument(help="The service that is asked.")]
 Command = Annotated[str, typer.Argument(help="One of its bridge's commands.")]
+OptionalCommand = Annotated[
+    str | None, typer.Argument(help="One of its bridge's commands.", metavar="COMMAND", show_default=False)
+]
 Pairs = Annotated[
     list[str] | None,
-    typer.Argument(metavar="key=text | key:=json …", help="The command's arguments.", show_default=False),
+    typer.Argument(metavar="key=text | key:=json | key@=file …", help="The command's arguments.", show_default=False),
 ]
 Whole = Annotated[
     str | None, typer.Option("--args", metavar="JSON|-", help="Arguments as one JSON object; - reads it from stdin.")

@@ -13,7 +13,12 @@ def text(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def blocks(name: str, language: str) -> list[str]:
+    """The blocks of code in this language in docs/`name`."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
+
+
 def block(name: str, language: str) -> str:
     """The one block of code in this language in docs/`name`."""
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text(name), re.MULTILINE | re.DOTALL)
-    return str(found)
+    (found,) = blocks(name, language)
+    return found

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from bridge_protocol import messages
+from bridge_protocol.errors import Code
 from broker.contract import Delivery
 from broker.link import Link
 from broker.store import Store
@@ -24,6 +25,7 @@ from worker_node.bridge import Bridge
 from worker_node.bridge_process import BridgeProcess
 from worker_node.bridges import Bridges, Said
 from worker_node.core.actions import Action, Cancel, End, Forget, Recall, Send, Start, Stop
+from worker_node.core.fate import Fault
 from worker_node.core.lookahead import Lookahead
 from worker_node.core.pool import Pool
 from worker_node.core.reason import Reason
@@ -359,6 +361,8 @@ class Dispatcher:
         """Send the request to the bridge; what the pool wants done if it was not the bridge that it concerns."""
         if work.claim is not None and work.claim.closes and not bridge.knows_sessions:
             return self._close_session(bridge.slot, work)
+        if work.binary and not bridge.capabilities.binary:
+            return self._refuse_binary(bridge.slot, work)
         self._outlets.open(bridge, work, self.settings.stream)
         self._bridges.write(bridge, work.body if work.attempt == 1 else messages.with_attempt(work.body, work.attempt))
         return []
@@ -370,6 +374,14 @@ class Dispatcher:
         self._leave(work)
         payload = messages.encode_result(work.request_id, {"status": "closed"}, timestamp=moment)
         self._outcomes.succeeded(work, payload, slot)
+        return actions
+
+    def _refuse_binary(self, slot: int, work: Work) -> list[Action[Work]]:
+        """Do not send bytes to a bridge that would take what stands for them for something else."""
+        actions = self.pool.finished(slot, work.request_id, self._loop.time())
+        self._leave(work)
+        text = "there are bytes in its arguments, and its bridge takes none: it does not claim 'binary'"
+        self._outcomes.refused(work, Fault(code=Code.BAD_REQUEST, message=text))
         return actions
 
     def _end(self, work: Work, reason: Reason, bridge: Bridge | None) -> list[Action[Work]]:

@@ -21,7 +21,7 @@ class Work(Ticket):
 
     `identity` None: what comes again is not known again. `payload`: what the bridge is given, if that is not the
     delivery's body. `outlet`: of what its run says before the reply, where that is wanted; `chunks`: how many the run
-    has sent, in any case.
+    has sent, in any case. `binary`: there are bytes in its arguments.
     """
 
     delivery: Delivery
@@ -32,6 +32,7 @@ class Work(Ticket):
     payload: bytes | None = None
     outlet: Outlet | None = None
     chunks: int = 0
+    binary: bool = False
 
     @property
     def name(self) -> str:
@@ -117,4 +118,5 @@ def work_for(delivery: Delivery, request: Admitted, partition: int | None, *, no
         delivery=delivery,
         command=request.command,
         attempt=request.attempt,
+        binary=request.binary,
     )

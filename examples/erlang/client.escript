@@ -61,5 +61,5 @@ ask(Port, Id, Command, Args) ->
     after 10000 -> error({no_reply_to, Command})
     end.
 
-shown(Payload) when byte_size(Payload) =< 400 -> Payload;
+shown(Payload) when byte_size(Payload) =< 2000 -> Payload;
 shown(Payload) -> io_lib:format("~b bytes", [byte_size(Payload)]).

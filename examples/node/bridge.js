@@ -40,6 +40,14 @@ const commands = new Map(
 
 const names = () => [...commands.keys()];
 
+// For people who ask what there is: quaybridge call work --describe
+const descriptions = [
+  { name: "echo", doc: "Gives back its args.", more: true, result: "object" },
+  { name: "sleep", args: [{ name: "seconds", type: "number", required: true }], result: "number" },
+  { name: "count", doc: "The numbers from 0 on.", args: [{ name: "to", type: "integer", required: true }], streams: true },
+  { name: "log", args: [{ name: "bytes", type: "integer", required: true }], result: "integer" },
+];
+
 // Frames own stdout. What anybody else writes there (console.log, a library) goes to stderr.
 const writeOut = process.stdout.write.bind(process.stdout);
 process.stdout.write = process.stderr.write.bind(process.stderr);
@@ -56,18 +64,50 @@ function send(message) {
   writeOut(Buffer.concat([header, payload]));
 }
 
+// Bytes are Buffers here, and objects with one key in between (docs/wire.md, 1.12).
+function unpacked(value, key) {
+  if (Array.isArray(value)) return value.map((item) => unpacked(item, key));
+  if (!isObject(value)) return value;
+  const [first, ...others] = Object.keys(value);
+  if (first !== key || others.length > 0) {
+    return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, unpacked(item, key)]));
+  }
+  const bytes = Buffer.from(String(value[key]), "base64");
+  if (bytes.toString("base64") !== value[key]) throw new BadRequest("what should stand for bytes is no base64");
+  return bytes;
+}
+
+function packed(place, value, taken) {
+  let found = false;
+  const pack = (item, key) => {
+    if (Array.isArray(item)) return item.map((inner) => pack(inner, key));
+    if (Buffer.isBuffer(item)) found = true;
+    if (Buffer.isBuffer(item)) return key === undefined ? null : { [key]: item.toString("base64") };
+    if (!isObject(item)) return item;
+    return Object.fromEntries(Object.entries(item).map(([name, inner]) => [name, pack(inner, key)]));
+  };
+  const text = JSON.stringify(pack(value)) ?? "";
+  if (!found) return { [place]: value };
+  if (!taken) throw new TypeError("there are bytes in it, and whoever asked does not say that they are taken");
+  let key = "$bytes";
+  while (text.includes(JSON.stringify(key))) key += "_";
+  return { [place]: pack(value, key), binary: key };
+}
+
+class BadRequest extends Error {}
+
 const running = new Map(); // id → AbortController
 const cancelled = new Set(); // ids whose cancel came first
 let ending = false;
 
-async function run({ id, command, args }) {
+async function run({ id, command, args, binary, takes_binary: taken }) {
   const stop = new AbortController();
   running.set(id, stop);
   let seq = 0;
   const request = {
     id,
     signal: stop.signal,
-    chunk: (data) => send({ id, event: "chunk", seq: seq++, data }),
+    chunk: (data) => send({ id, event: "chunk", seq: seq++, ...packed("data", data, taken) }),
     progress: (data) => send({ id, event: "progress", data }),
   };
   try {
@@ -75,10 +115,13 @@ async function run({ id, command, args }) {
     const found = commands.get(command);
     if (!found) throw new Error(`unknown command ${JSON.stringify(command)}; there are: ${names().join(", ")}`);
     stop.signal.throwIfAborted();
-    send({ id, success: true, result: (await found(args, request)) ?? null });
+    const unpack = ([name, value]) => [name, unpacked(value, binary)]; // args as a whole stand for no bytes
+    const given = binary === undefined ? args : Object.fromEntries(Object.entries(args).map(unpack));
+    send({ id, success: true, ...packed("result", (await found(given, request)) ?? null, taken) });
   } catch (error) {
     const { name, message, stack } = error instanceof Error ? error : new Error(String(error));
-    const told = { error: `${name}: ${message}`, error_info: { type: name, message, traceback: stack } };
+    const info = { type: name, message, traceback: stack, bad_request: error instanceof BadRequest };
+    const told = { error: `${name}: ${message}`, error_info: info };
     send({ id, success: false, ...(stop.signal.aborted ? { error: "cancelled" } : told) });
   } finally {
     running.delete(id);
@@ -99,9 +142,10 @@ const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const isObject = (value) => typeof value === "object" && value !== null && !Array.isArray(value);
 
 function serve(payload) {
-  let id, command, args;
+  let id, command, args, request;
   try {
-    ({ id, command, args } = JSON.parse(utf8.decode(payload)));
+    request = JSON.parse(utf8.decode(payload));
+    ({ id, command, args } = request);
     args ??= {};
     if (!Number.isSafeInteger(id)) throw new Error("a request needs an id");
     if (typeof command !== "string") throw new Error("a request needs a command");
@@ -112,8 +156,9 @@ function serve(payload) {
   if (!isObject(args)) {
     send({ id, success: false, error: "args must be an object" });
   } else if (command === "ping") {
-    const claims = { protocol: 1, concurrency: CONCURRENCY, cancel: true, stream: true, shutdown: true };
-    send({ id, success: true, result: { status: "ok", capabilities: { ...claims, commands: names() } } });
+    const claims = { protocol: 1, concurrency: CONCURRENCY, cancel: true, stream: true, shutdown: true, binary: true };
+    const capabilities = { ...claims, commands: names(), descriptions };
+    send({ id, success: true, result: { status: "ok", capabilities } });
   } else if (command === "cancel") {
     cancel(args.id); // without a reply of its own
   } else if (command === "shutdown") {
@@ -121,7 +166,7 @@ function serve(payload) {
     ending = true;
     if (running.size === 0) process.exit(0);
   } else {
-    run({ id, command, args });
+    run({ ...request, args });
   }
 }
 

@@ -25,6 +25,7 @@ CONVERSATION: Final[Mapping[str, tuple[str, Check]]] = {
     "stream": ("stream", checks.stream),
     "cancel": ("cancel", checks.cancel),
     "ahead": ("requests ahead", checks.ahead),
+    "binary": ("bytes", checks.binary),
     "stderr_flood": ("stderr flood", checks.stderr_flood),
     "unknown_command": ("unknown command", checks.unknown_command),
     "malformed_args": ("malformed args", checks.malformed_args),

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 import psutil
 
 from bridge_protocol import codec
+from bridge_protocol.binary import BINARY, KEY, TAKES_BINARY, restore
+from bridge_protocol.errors import FrameError
 from bridge_protocol.frames import encode_frame
 from bridge_protocol.messages import MAX_ID, Chunk, Failure, Request, Result, encode_request
 from quaybridge.conformance.bench import Bench
@@ -276,6 +279,32 @@ async def ahead(bench: Bench) -> str:
     return f"{count} in turn, and given back"
 
 
+async def binary(bench: Bench) -> str:
+    """Bytes come back as they were, and are declared; what only looks like them is left alone."""
+    if not bench.capabilities.binary:
+        raise NotClaimed("capabilities.binary is not true")
+    command, key = await bench.echo_command()
+    lookalike = {KEY: "aGk="}
+    sent = [b"", bytes(range(256)), {"deep": [b"\xff" * 100_000]}, lookalike]
+    subject = await bench.subject()
+    declared = encode_request(Request(id=41, command=command, args={"value": sent}, takes_binary=True))
+    found = bench.echoed(_restored(await _said(subject, 41, declared)), key)
+    if found != sent:
+        raise Unmet("bytes did not come back as they were", _DECLARE)
+    plain = codec.encode({"id": 42, "command": command, "args": {"value": lookalike}, TAKES_BINARY: True})
+    if bench.echoed(_restored(await _said(subject, 42, plain)), key) != lookalike:
+        raise Unmet("in a request without 'binary' an object was taken for bytes", _DECLARE)
+    untaken = encode_request(Request(id=43, command=command, args={"value": [b"x"]}))
+    said = await _said(subject, 43, untaken)
+    if isinstance(said, Result) and b"x" in bench.echoed(_restored(said), key):
+        raise Unmet("bytes came back to a request without 'takes_binary'", "answer such a request with a failure")
+    wrong = codec.encode({"id": 44, "command": command, "args": {"value": {KEY: "no base64"}}, BINARY: KEY})
+    pending = subject.expect(44)
+    subject.send(wrong)
+    await _answered(subject, pending, "what should be base64, and is not")
+    return "there and back; and what only looks like them"
+
+
 async def stderr_flood(bench: Bench) -> str:
     """Much on stderr disturbs nothing; and nobody writes much there unasked."""
     command = bench.command_for("log")
@@ -423,6 +452,10 @@ _GIVE_BACK = (
     'false and {"error_info": {"type": "given_back"}}'
 )
 _REMEMBER = "remember the ids of cancels whose request has not come, and answer that at once with success false"
+_DECLARE = (
+    "name in 'binary' of a reply the key of the objects that stand for bytes in it, and leave all objects alone where "
+    "there is no 'binary'"
+)
 _NO_CHILDREN = "end what you start before you exit; a child that reads a pipe from you sees its end by itself"
 
 
@@ -452,6 +485,22 @@ async def _cancelled(subject: Subject, asked: Pending, which: str, fix: str) -> 
     if isinstance(said, Result):
         raise Unmet(f"a cancel {which}: answered with success", "answer what was cancelled with success false")
     return said
+
+
+async def _said(subject: Subject, request_id: int, payload: bytes) -> Result | Failure:
+    pending = subject.expect(request_id)
+    subject.send(payload)
+    return await subject.reply(pending)
+
+
+def _restored(said: Result | Failure) -> Result | Failure:
+    """The same, with the bytes that it declares."""
+    if isinstance(said, Failure) or said.binary is None:
+        return said
+    try:
+        return replace(said, result=restore(said.result, said.binary))
+    except FrameError as error:
+        raise Unmet(f"its result: {error.detail}", _DECLARE) from None
 
 
 async def _answered(subject: Subject, pending: Pending, of: str) -> bool:

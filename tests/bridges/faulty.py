@@ -39,6 +39,8 @@ FAULTS = (
     "gives_back_what_it_has_begun",
     "remembers_what_was_asked_back",
     "takes_ahead_and_cannot_cancel",
+    "keeps_bytes_to_itself",
+    "finds_bytes_that_are_none",
     "loses_stderr",
     "floods_stderr",
     "dies_of_unknown_commands",
@@ -56,7 +58,7 @@ FAULTS = (
     "ends_in_half_a_frame",
     "leaves_a_child",
 )
-ONE_AT_A_TIME = FAULTS[FAULTS.index("begins_before_its_turn") : FAULTS.index("loses_stderr")]
+ONE_AT_A_TIME = FAULTS[FAULTS.index("begins_before_its_turn") : FAULTS.index("keeps_bytes_to_itself")]
 COMMANDS = ["echo", "sleep", "count", "log"]
 one_at_a_time = fault == "one_at_a_time" or fault in ONE_AT_A_TIME
 data = bytearray()
@@ -106,6 +108,19 @@ def spoil(value, payload):
     return value
 
 
+def echo(request, value):
+    """Whatever stands for bytes goes back as it came."""
+    key = request.get("binary")
+    if fault == "finds_bytes_that_are_none" and key is None and '{"$bytes"' in json.dumps(value):
+        key = "$bytes"
+    if key is None or fault == "keeps_bytes_to_itself":
+        result(request["id"], value)
+    elif request.get("takes_binary"):
+        answer(request["id"], success=True, result=value, binary=key)
+    else:
+        failure(request["id"], "bytes are not taken")
+
+
 def serve(payload):
     try:
         request = json.loads(payload)
@@ -131,6 +146,7 @@ def serve(payload):
         concurrency = 0 if fault == "claims_nonsense" else 1 if one_at_a_time else 4
         claims = {"concurrency": concurrency, "cancel": True, "stream": True, "shutdown": True, "commands": COMMANDS}
         claims["ahead"] = 4 if one_at_a_time else 0
+        claims["binary"] = True
         claims["cancel"] = fault != "takes_ahead_and_cannot_cancel"
         result(request_id, {"status": "ok", "capabilities": claims})
     elif command == "cancel":
@@ -146,7 +162,7 @@ def serve(payload):
         cancelled.remove(request_id)
         failure(request_id, "cancelled")
     elif command == "echo":
-        result(request_id, spoil(args, payload))
+        echo(request, spoil(args, payload))
     elif command == "sleep":
         sleeping[request_id] = (time.monotonic() + args["seconds"], args["seconds"])
     elif command == "count":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -33,11 +34,17 @@ JSON = st.recursive(
         (["n:=3", "f:=0.5", "no:=null", "yes:=true", 's:="t"'], {"n": 3, "f": 0.5, "no": None, "yes": True, "s": "t"}),
         (['list:=[1, {"a": []}]'], {"list": [1, {"a": []}]}),
         (["a:b=c"], {"a:b": "c"}),
+        (["a@b=c", "me=me@=x"], {"a@b": "c", "me": "me@=x"}),
         ([":=1"], {":": "1"}),
     ],
 )
 def test_pairs(pairs: list[str], arguments: dict[str, object]) -> None:
     assert read_arguments(pairs) == arguments
+
+
+def test_a_pair_may_name_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a=b").write_bytes(b"\xff\x00")
+    assert read_arguments([f"image@={tmp_path}/a=b"]) == {"image": b"\xff\x00"}
 
 
 def test_pairs_add_to_a_whole_object() -> None:
@@ -55,13 +62,15 @@ def test_anything_json_can_say_can_be_said(arguments: dict[str, object]) -> None
 @pytest.mark.parametrize(
     ("pairs", "whole", "told"),
     [
-        (["path"], None, "'path' is no argument: write key=text or key:=json"),
-        (["=x"], None, "'=x' is no argument: write key=text or key:=json"),
+        (["path"], None, "'path' is no argument: write key=text, key:=json or key@=file"),
+        (["=x"], None, "'=x' is no argument: write key=text, key:=json or key@=file"),
         ([""], None, "'' is no argument"),
         (["a=1", "a:=2"], None, "the argument 'a' is given twice"),
         (["a=1"], '{"a": 2}', "the argument 'a' is given twice"),
         (["a:=b"], None, 'a:=b is not JSON (Expecting value: line 1 column 1 (char 0)): a text is a:="b"'),
         (["a:="], None, "a:= is not JSON"),
+        (["a@=/no/such"], None, "a@=/no/such cannot be read: No such file or directory"),
+        (["a@=\0"], None, "a@=\0 cannot be read: embedded null byte"),
         (["a:=NaN"], None, "a:=NaN is not JSON (NaN is no JSON number)"),
         (["a:=-Infinity"], None, "a:=-Infinity is not JSON"),
         (["a:=1, 2"], None, "a:=1, 2 is not JSON (Extra data"),

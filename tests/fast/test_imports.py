@@ -68,6 +68,21 @@ RULES = (
         except_in="bridge_sdk.async_server",
         lazily=True,
     ),
+    rule("bridge_protocol", "pydantic pydantic_core", "it costs 100 ms", except_in="bridge_protocol.api"),
+    rule(
+        "bridge_sdk",
+        "bridge_protocol.api bridge_sdk.implementation",
+        "a bridge starts in milliseconds, unless it implements an Api: that needs pydantic",
+        except_in="bridge_sdk.implementation",
+        lazily=True,
+    ),
+    rule(
+        "producer",
+        "bridge_protocol.api producer.bound",
+        "it needs pydantic, which costs 100 ms: only for those who bind",
+        except_in="producer.bound",
+        lazily=True,
+    ),
     rule("bridge_sdk", "bridge_sdk.async_server", "it imports asyncio: only for async commands", lazily=True),
 )
 # Of our own, the pure core may import the protocol and itself: the rest of its package reaches the system.
@@ -221,6 +236,9 @@ def test_what_the_rules_allow_to_one_home_lives_there() -> None:
         ("bridge_sdk.bridge", "from asyncio import run"),
         ("bridge_sdk.bridge", "from bridge_sdk.async_server import AsyncServer"),
         ("bridge_sdk.bridge", "def f():\n    import pika"),
+        ("bridge_sdk.bridge", "from bridge_sdk.implementation import commands_of_api"),
+        ("producer.producer", "from producer.bound import bind"),
+        ("bridge_protocol.messages", "def f():\n    import pydantic"),
         ("bridge_sdk.bridge", "from worker_node.core import pool"),
     ],
 )
@@ -254,6 +272,8 @@ def test_a_breach_is_found_with_file_line_and_rule(importer: str, source: str) -
         ("bridge_sdk.bridge", "if TYPE_CHECKING:\n    import asyncio"),
         ("bridge_sdk.bridge", "def f():\n    from bridge_sdk.async_server import AsyncServer"),
         ("bridge_sdk.async_server", "import asyncio"),
+        ("bridge_sdk.bridge", "def f():\n    from bridge_sdk.implementation import commands_of_api"),
+        ("bridge_sdk.implementation", "from bridge_protocol.api import Api"),
         ("bridge_sdk.bridge", "import os, threading\nfrom bridge_protocol import frames"),
         ("quaybridge.program", "import producer, worker_node, broker, bridge_sdk, quaybridge.settings"),
     ],

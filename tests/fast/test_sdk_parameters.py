@@ -44,7 +44,8 @@ ACCEPTED: list[tuple[Any, Any]] = [
     (Any, {"any": ["thing"]}),
     (int | Any, "thing"),
     (tuple[int, ...], "not checked"),
-    (bytes, "not checked"),
+    (bytes, b"\x00"),
+    (bytes | None, None),
     ("int", 4),
     ("Unresolvable", "not checked"),
 ]
@@ -52,6 +53,8 @@ ACCEPTED: list[tuple[Any, Any]] = [
 REFUSED: list[tuple[Any, Any, str]] = [
     (str, 1, "value must be str, not int"),
     (str, None, "value must be str, not null"),
+    (str, b"text", "value must be str, not bytes"),
+    (bytes, "text", "value must be bytes, not str"),
     (int, True, "value must be int, not bool"),
     (int, 1.0, "value must be int, not float"),
     (int, "1", "value must be int, not str"),

@@ -8,9 +8,10 @@ import zlib
 from typing import Any
 
 import pytest
-from documents import block, text
+from documents import blocks, text
 
 from bridge_protocol import control, messages, topology
+from bridge_protocol.description import Argument, Description, read_descriptions
 from bridge_protocol.envelope import FRESH, Properties, SessionClaim, reply_to_problem, session_headers
 from bridge_protocol.errors import Code, FrameKind, RequestFailed, exception_for
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING, FrameDecoder, encode_frame
@@ -66,11 +67,30 @@ def test_the_handshake_is_the_one_a_node_sends_and_the_claims_are_read() -> None
 
 def test_the_names_are_the_codes_and_the_kinds() -> None:
     assert table("1.11 Errors and limits")[: len(FrameKind)] == [kind.value for kind in FrameKind]
-    assert table("1.6 Handshake")[-8:] == list(Capabilities.__dataclass_fields__)
+    claims, described = table("1.6 Handshake")[-16:-6], table("1.6 Handshake")[-6:]
+    claims.remove("descriptions")  # which no node looks at
+    assert claims == list(Capabilities.__dataclass_fields__)
+    assert set(described) == {"args" if name == "arguments" else name for name in Description.__dataclass_fields__}
     replies = {code.value for code in Code if issubclass(exception_for(code), RequestFailed)}
     assert {"type", "result"} | replies - {"bridge_unavailable"} == set(table("2.4 Codes"))  # `type` heads the column
     section = WIRE.split("\n## 2.4 Codes")[1].split("\n## ")[0]
     assert all(f"`{code.value}`" in section for code in Code)
+
+
+def test_the_example_of_a_description_is_read() -> None:
+    said = json.loads(blocks("wire.md", "json")[0])
+    image = Argument(name="image", type="bytes", required=True)
+    width = Argument(name="width", type="int", default=80)
+    assert read_descriptions({"capabilities": {"descriptions": [said]}}) == (
+        Description(
+            name="thumbnail",
+            doc="A small copy of an image.",
+            arguments=(image, width),
+            more=True,
+            result="bytes",
+            streams=True,
+        ),
+    )
 
 
 def test_the_numbers_are_the_numbers() -> None:
@@ -89,7 +109,7 @@ def test_the_numbers_are_the_numbers() -> None:
 def test_the_topology_is_the_one_nodes_declare() -> None:
     declared = [*topology.shared_topology(), *topology.service_topology("echo")]
     queues = {item.name: item for item in declared if isinstance(item, topology.Queue)}
-    documented = json.loads(block("wire.md", "json").replace("<service>", "echo"))
+    documented = json.loads(blocks("wire.md", "json")[1].replace("<service>", "echo"))
     assert documented == queues["quaybridge.echo"].arguments
     kept = json.loads(re.findall(r'^`(\{"x-queue-type": .*\})`\.$', WIRE, re.MULTILINE)[0])
     for name in ("quaybridge.echo.dead", "quaybridge.undeliverable"):

@@ -21,7 +21,7 @@ from broker.amqp import AmqpBroker
 WORKER = ("worker", "--service", "echo", "--bridge", f"{sys.executable} -m examples.echo", "--bridges", "1")
 
 
-async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
+async def test_what_a_user_does_first(rabbitmq_url: str, tmp_path: Path) -> None:
     here = ("--broker", rabbitmq_url)
     async with running(*WORKER, *here, "--name", "alpha") as worker:
         await worker.said("alpha: serving")
@@ -34,6 +34,16 @@ async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
         whole = json.loads((await run("call", *here, "echo", "echo", "--json")).out)
         assert re.fullmatch("[0-9a-f]{32}", whole.pop("message_id"))
         assert whole == {"result": {}, "attempt": 1, "redelivered": False, "node": "alpha"}
+        (tmp_path / "image").write_bytes(b"hi\xff")
+        given = await run("call", *here, "echo", "echo", f"image@={tmp_path}/image")
+        assert given.out == '{"image":{"$bytes":"aGn/"}}\n'
+        declared = json.loads((await run("call", *here, "echo", "echo", f"a@={tmp_path}/image", "--json")).out)
+        assert (declared["result"], declared["binary"]) == ({"a": {"$bytes": "aGn/"}}, "$bytes")
+        described = await run("call", *here, "echo", "--describe")
+        assert (described.status, described.err) == (0, "")
+        assert 'fail  → None\n    message: str = "as asked"\n    retryable: bool = false\n' in described.out
+        as_json = json.loads((await run("call", *here, "echo", "--describe", "--json")).out)
+        assert [each["name"] for each in as_json["commands"]] == ["echo", "fail", "log", "pid", "sleep"]
         published = await run("publish", *here, "echo", "echo")
         assert (published.status, published.err) == (0, "")
         assert re.fullmatch("[0-9a-f]{32}\n", published.out)
@@ -49,6 +59,9 @@ async def test_what_a_user_does_first(rabbitmq_url: str) -> None:
         assert (late.status, late.err.partition(":")[0]) == (1, "deadline_exceeded")
         worker.process.send_signal(signal.SIGINT)
         assert (await worker.ended()).status == 0
+    nobody = await run("call", *here, "echo", "--describe", "--timeout", "60")
+    assert (nobody.status, nobody.out) == (1, "")
+    assert nobody.err == "unknown_service: no worker serves 'echo' now: start one, and ask again\n"
 
 
 async def in_flight(vhost: Vhost) -> None:

@@ -244,3 +244,14 @@ def test_memory_does_not_grow_with_the_input() -> None:
     """Of input lines of 1 KB: what was kept of each would show."""
     few, many = (10_000, 1_000_000) if SOAK else (500, 10_000)
     assert peak(many) - peak(few) < 6 * 1024**2
+
+
+async def test_bytes_in_a_result_are_declared_in_its_line(tmp_path: Path) -> None:
+    records = Records(path=tmp_path / "replies.jsonl")
+    records.add({"line": 1, "result": [b"hi", {"$bytes": "no"}]})
+    records.add({"line": 2, "result": {"$bytes": "no"}})
+    await records.write()
+    records.close()
+    first, second = (tmp_path / "replies.jsonl").read_bytes().splitlines()
+    assert first == b'{"line":1,"result":[{"$bytes_":"aGk="},{"$bytes":"no"}],"binary":"$bytes_"}'
+    assert second == b'{"line":2,"result":{"$bytes":"no"}}'

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from command_line import run
-from documents import block
+from documents import blocks
 from rig import BRIDGES, PYTHON, echo, foreign, misbehave, until
 
 from quaybridge.conformance.checklist import CONVERSATION, SUMMARY, check_bridge
@@ -49,6 +49,8 @@ FAULTS: dict[str, set[str]] = {
     "gives_back_what_it_has_begun": {"ahead"},
     "remembers_what_was_asked_back": {"ahead"},
     "takes_ahead_and_cannot_cancel": {"ahead"},
+    "keeps_bytes_to_itself": {"binary"},
+    "finds_bytes_that_are_none": {"binary"},
     "loses_stderr": {"stderr_flood"},
     "floods_stderr": {"quiet_stderr"},
     "dies_of_unknown_commands": {"unknown_command"},
@@ -97,6 +99,7 @@ async def test_a_bridge_without_a_fault_passes_all_of_it() -> None:
 async def test_the_sdks_bridges_conform() -> None:
     report = await conforming(*echo())
     assert rows(report, Status.PASSED)["ahead"] == "16 in turn, and given back"
+    assert "binary" in rows(report, Status.PASSED)
     assert set(rows(report, Status.NOT_CLAIMED)) <= {"concurrent", "stream", "stderr_flood"}
     report = await conforming(*echo(4))
     assert rows(report, Status.PASSED)["concurrent"] == "4 at once"
@@ -112,7 +115,7 @@ async def test_a_bridge_that_knows_nothing_of_us_conforms() -> None:
     report = await conforming(*foreign())
     claimed = {"long_integers", "ids", "values", "unicode", "large", "split_writes", "end_of_input", "sigterm"}
     assert claimed <= set(rows(report, Status.PASSED))
-    assert set(rows(report, Status.NOT_CLAIMED)) >= {"concurrent", "stream", "cancel", "ahead", "shutdown"}
+    assert set(rows(report, Status.NOT_CLAIMED)) >= {"concurrent", "stream", "cancel", "ahead", "shutdown", "binary"}
 
 
 async def test_a_bridge_without_an_echo_says_what_is_missing() -> None:
@@ -139,12 +142,12 @@ async def test_the_bridge_in_c_conforms(program: Callable[[str], str], tmp_path:
     compiler = await asyncio.create_subprocess_exec(program("cc"), "-O2", "-Wall", *checks, "-o", built, source)
     assert await compiler.wait() == 0
     report = await conforming(str(built))
-    assert set(rows(report, Status.PASSED)) == CHECKS - {"ahead"}
+    assert set(rows(report, Status.PASSED)) == CHECKS - {"ahead", "binary"}
 
 
 async def test_the_bridge_in_erlang_conforms(program: Callable[[str], str]) -> None:
     report = await conforming(program("escript"), str(EXAMPLES / "erlang" / "bridge.escript"))
-    assert set(rows(report, Status.PASSED)) == CHECKS - {"ahead"}
+    assert set(rows(report, Status.PASSED)) == CHECKS - {"ahead", "binary"}
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +214,7 @@ async def test_the_table_says_what_passed_and_what_failed_with_the_fix() -> None
     assert "handshake pass claims 4 requests at once, cancel, stream, shutdown" in text
     assert "unknown command fail it ended: exit code 1; its last words: KeyError: quaybridge_no_such_command" in text
     assert "fix: turn whatever goes wrong in a request into a reply with success false, and serve on" in text
-    assert text.endswith("does NOT conform: 22 passed, 1 failed, 1 not claimed")
+    assert text.endswith("does NOT conform: 23 passed, 1 failed, 1 not claimed")
 
 
 async def test_json_has_every_row_and_status_0_means_all_passed() -> None:
@@ -260,7 +263,7 @@ async def test_a_command_of_another_name_plays_the_role_it_is_given() -> None:
     ended = await run("conformance", "--json", "--command", "mirror", "--", *faulty())
     failed = {row["check"]: row for row in json.loads(ended.out)["rows"] if row["status"] == "fail"}
     assert ended.status == 1
-    assert set(failed) == {"values", "unicode", "long_integers", "large", "concurrent"}
+    assert set(failed) == {"values", "unicode", "long_integers", "large", "concurrent", "binary"}
     assert failed["values"]["detail"] == "null: the command 'mirror' does not give back its args"
     ended = await run("conformance", "--json", "--command", "fail=x", "--", *faulty())
     assert (ended.status, "'fail' is none of echo, sleep, count, log" in " ".join(ended.err.split())) == (2, True)
@@ -279,7 +282,7 @@ async def test_variables_are_given_to_the_bridge_and_ours_are_not(tmp_path: Path
 
 async def test_the_bridge_in_thirty_lines_conforms(tmp_path: Path) -> None:
     """As it stands in docs/bridges.md."""
-    source = block("bridges.md", "python")
+    source, _ = blocks("bridges.md", "python")
     assert len([line for line in source.splitlines() if line.strip()]) <= 30
     bridge = tmp_path / "bridge.py"
     bridge.write_text(source)

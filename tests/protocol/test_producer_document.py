@@ -29,7 +29,8 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     elsewhere = Elsewhere()
     store: Path = tmp_path_factory.mktemp("store")
     echo = {"name": "echo", "command": (sys.executable, "-m", "examples.echo"), "bridges": 1}
-    settings = NodeSettings.model_validate({"services": [echo]})
+    invoices = {"name": "invoices", "command": (sys.executable, "-m", "examples.invoices"), "bridges": 1}
+    settings = NodeSettings.model_validate({"services": [echo, invoices]})
 
     async def start() -> Node:
         node = Node(settings, elsewhere.broker, store=DirectoryStore(store))

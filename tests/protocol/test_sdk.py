@@ -95,7 +95,18 @@ def test_ping_tells_the_capabilities(start: Start, environment: Mapping[str, str
         "cancel": True,
         "stream": False,
         "shutdown": True,
+        "binary": True,
         "commands": ["shout"],
+        "descriptions": [
+            {
+                "name": "shout",
+                "args": [
+                    {"name": "text", "type": "str", "required": True},
+                    {"name": "times", "type": "int", "default": 1},
+                ],
+                "result": "str",
+            }
+        ],
     }
     assert read_capabilities(result).commands == ("shout",)
 

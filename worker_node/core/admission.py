@@ -44,7 +44,7 @@ class Admitted:
     """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be.
 
     `timestamp` is when its producer says it made it, empty if it does not. `session`: what it says of its own.
-    `claim`: where its arguments are; what comes of them is to be judged once more.
+    `claim`: where its arguments are; what comes of them is to be judged once more. `binary`: there are bytes in them.
     """
 
     request_id: int
@@ -54,6 +54,7 @@ class Admitted:
     timestamp: str
     session: SessionClaim | None = None
     claim: ClaimCheck | None = None
+    binary: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ def admit(
         timestamp=request.timestamp,
         session=None if partition is None else _read_session(headers),
         claim=claim,
+        binary=request.binary is not None,
     )
 
 

@@ -35,11 +35,11 @@ def fault_for(reason: Reason, limits: PoolLimits, *, ran: bool, details: dict[st
 
 
 def application_error(failure: Failure) -> Fault:
-    """The failure that the bridge itself answered."""
+    """The failure that the bridge itself answered: its own, or the request's."""
     info = failure.info or ErrorInfo()
     said = {name: text for name, text in (("type", info.type), ("traceback", info.traceback)) if text}
     return Fault(
-        code=Code.APPLICATION_ERROR,
+        code=Code.BAD_REQUEST if info.bad_request else Code.APPLICATION_ERROR,
         message=failure.error,
         details={**said, **info.details},
         retryable=info.retryable,
