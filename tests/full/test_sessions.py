@@ -16,11 +16,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from crowd import who_takes_it
 from soak import SOAK
 from vhost import Vhost
 
 from bridge_protocol.errors import BridgeCrashed, SessionLost
 from bridge_protocol.topology import PARTITIONS, partition_of
+from broker.address import parse_addresses
+from broker.amqp import AmqpBroker
 from producer.async_producer import AsyncProducer
 from producer.session import AsyncSession
 from worker_node.partitions import weight
@@ -200,3 +203,13 @@ async def test_a_broker_restart_ends_no_session(rabbitmq_vhost: Vhost) -> None:
         await counters.count(2)
         assert not counters.lost
         assert counters.nodes == homes
+
+
+@pytest.mark.skipif(not SOAK, reason="a long form: make soak runs it")
+async def test_with_more_nodes_than_a_delivery_may_come_back_times_a_restart_makes_no_dead_letter(
+    rabbitmq_each: Vhost,
+) -> None:
+    to_its_owner, returns = await who_takes_it(AmqpBroker(parse_addresses(rabbitmq_each.url)))
+    # Before 4.0 it goes to one after the other, and whoever has it when its time to hand back is over keeps it.
+    assert to_its_owner or rabbitmq_each.rabbitmq.control("version").startswith("3.")
+    assert returns <= 12
