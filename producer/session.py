@@ -20,10 +20,11 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, Unpack
 
+from bridge_protocol.envelope import SessionClaim
 from bridge_protocol.errors import (
     BadRequest,
     BridgeCrashed,
@@ -225,13 +226,14 @@ class AsyncSession:
         """Put it in line, when there is room."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        try:
-            async with asyncio.timeout_at(end):
-                while len(self._line) >= self._max_waiting:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            raise _too_late(request) from None
+        if len(self._line) >= self._max_waiting:
+            try:
+                async with asyncio.timeout_at(end):
+                    while len(self._line) >= self._max_waiting:
+                        self._room.clear()
+                        await self._room.wait()
+            except TimeoutError:
+                raise _too_late(request) from None
         order = _Order(request, end, handle, listener)
         self._line.append(order)
         if self._driving is None:
@@ -322,8 +324,7 @@ class AsyncSession:
             raise _too_late(request)
         if order.left and not replayed:
             raise Cancelled("its stream was left before it was sent", message_id=request.message_id)
-        assert request.session is not None
-        claim = replace(request.session, epoch=self.epoch, lenient=self.mode == "prefer")
+        claim = SessionClaim(id=self.id, epoch=self.epoch, lenient=self.mode == "prefer")
         request = request._replace(session=claim, outdated=self._outdated)
         if order.listener is None or replayed:
             sent = (self._sender.send_at_once(request, left) or await self._sender.send(request, left)).future
