@@ -36,11 +36,11 @@ def bind(
     api: Callable[..., A],
     where: str,
     call: Callable[[str, Args], Reply],
-    stream: Callable[[str, Args], Chunks] | None = None,
+    stream: Callable[[str, Args], Chunks],
 ) -> A:
     """An `api` whose methods `call` and `stream` commands; `where` is for people.
 
-    Raises TypeError for what cannot be one, and for what cannot be done with it here: see `bind_async`.
+    Raises TypeError for what cannot be one.
     """
 
     def bound(method: Method) -> Callable[..., Any]:
@@ -48,8 +48,6 @@ def bind(
             return _read(method, call(method.name, _args(method, args, kwargs)))
 
         def streams(*args: Any, **kwargs: Any) -> Iterator[Any]:
-            if stream is None:
-                raise TypeError(f"{method.label} gives chunks, and a session has none")
             return _chunks(method, stream(method.name, _args(method, args, kwargs)))
 
         if method.asynchronous:
@@ -63,7 +61,7 @@ def bind_async(
     api: Callable[..., A],
     where: str,
     call: Callable[[str, Args], Awaitable[Reply]],
-    stream: Callable[[str, Args], AsyncChunks] | None = None,
+    stream: Callable[[str, Args], AsyncChunks],
 ) -> A:
     """The same, whose methods must all be asynchronous."""
 
@@ -72,8 +70,6 @@ def bind_async(
             return _read(method, await call(method.name, _args(method, args, kwargs)))
 
         def streams(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-            if stream is None:
-                raise TypeError(f"{method.label} gives chunks, and a session has none")
             return _async_chunks(method, stream(method.name, _args(method, args, kwargs)))
 
         if not method.asynchronous:

@@ -87,8 +87,16 @@ class Chunks:
     def end(self, headers: Mapping[str, Any]) -> None:
         """The request succeeded, says a reply with these headers: it had so many chunks."""
         count = headers.get(CHUNK_COUNT)
-        if type(count) is int and self._enter(headers) and count != self._next:
+        if type(count) is not int:
+            return
+        if not self._enter(headers):
+            self.gap = self.gap or "its reply is that of an earlier run"
+        elif count != self._next:
             self.gap = self.gap or f"it had {count} chunks, and {self._next} came"
+
+    def anew(self) -> None:
+        """What comes now is of a new request, in the place of the one before: its attempts count from 1 again."""
+        self.attempt = 0
 
     def take(self, most: int) -> list[Piece]:
         """The next ones, at most so many."""

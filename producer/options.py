@@ -20,10 +20,12 @@ class SessionCallOptions(TypedDict, total=False):
         not begun, and what runs then is stopped.
     idempotent: it may run twice without harm. If the connection is lost before it is confirmed, or before its reply
         came, it is published again, as it is and with the same message id, within its timeout.
+    progress: called with what the bridge says of its progress, at most ten times a second, in the event loop's thread.
     """
 
     timeout: float
     idempotent: bool
+    progress: Callable[[Progress], None] | None
 
 
 class RequestOptions(TypedDict, total=False):
@@ -53,11 +55,7 @@ class SubmitOptions(RequestOptions, total=False):
 
 
 class CallOptions(RequestOptions, total=False):
-    """Of a call.
-
-    timeout: see SessionCallOptions.
-    progress: called with what the bridge says of its progress, at most ten times a second, in the event loop's thread.
-    """
+    """Of a call. For `timeout` and `progress` see SessionCallOptions."""
 
     timeout: float
     progress: Callable[[Progress], None] | None
@@ -72,8 +70,8 @@ class PublishOptions(TypedDict, total=False):
     at: datetime | float | None
 
 
-class StreamOptions(TypedDict, total=False):
-    """Of a stream. `timeout` (30 s) bounds the whole of it; `cancel_on_disconnect` and `progress` as of a call.
+class SessionStreamOptions(TypedDict, total=False):
+    """Of a stream in a session. `timeout` (30 s) bounds the whole of it; `progress` as of a call.
 
     on_restart: called, with the number of the attempt, when the request is tried again after chunks were given
         out: what there was is to be thrown away. Without it StreamRestarted is raised then.
@@ -81,17 +79,32 @@ class StreamOptions(TypedDict, total=False):
 
     timeout: float
     on_restart: Callable[[int], None] | None
-    cancel_on_disconnect: bool
     progress: Callable[[Progress], None] | None
+
+
+class StreamOptions(SessionStreamOptions, total=False):
+    """Of a stream. For `cancel_on_disconnect` see RequestOptions."""
+
+    cancel_on_disconnect: bool
+
+
+def session_stream_options(options: SessionCallOptions) -> SessionStreamOptions:
+    """Those of a session's call that its streams have too."""
+    return _of_stream(options)
 
 
 def stream_options(options: CallOptions) -> StreamOptions:
     """Those of a call that a stream has too."""
+    found = _of_stream(options)
+    if "cancel_on_disconnect" in options:
+        found["cancel_on_disconnect"] = options["cancel_on_disconnect"]
+    return found
+
+
+def _of_stream(options: SessionCallOptions) -> StreamOptions:
     found: StreamOptions = {}
     if "timeout" in options:
         found["timeout"] = options["timeout"]
-    if "cancel_on_disconnect" in options:
-        found["cancel_on_disconnect"] = options["cancel_on_disconnect"]
     if "progress" in options:
         found["progress"] = options["progress"]
     return found

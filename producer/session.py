@@ -20,10 +20,11 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
+from bridge_protocol.envelope import SessionClaim
 from bridge_protocol.errors import (
     BadRequest,
     BridgeCrashed,
@@ -34,11 +35,14 @@ from bridge_protocol.errors import (
     SessionLost,
 )
 from bridge_protocol.messages import CLEANUP_SESSION, with_deadline
-from producer.handle import Canceller, Handle
-from producer.options import DEFAULT_TIMEOUT, Mode, SessionCallOptions
+from broker.contract import Message
+from producer.handle import Canceller, Handle, Listener
+from producer.options import DEFAULT_TIMEOUT, Mode, SessionCallOptions, session_stream_options
+from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply
 from producer.request import PreparedRequest, session_problem
 from producer.sender import Sender
+from producer.stream import AsyncStream
 
 MOST_WAITING = 1000
 MOST_JOURNALED = 100
@@ -53,8 +57,15 @@ class SessionHandle(Handle):
 
     __slots__ = ("sent",)
 
-    def __init__(self, producer: Canceller, service: str, message_id: str, future: asyncio.Future[Reply]) -> None:
-        super().__init__(producer, service, message_id, future)
+    def __init__(
+        self,
+        producer: Canceller,
+        service: str,
+        message_id: str,
+        future: asyncio.Future[Reply],
+        feed: ProgressFeed | None = None,
+    ) -> None:
+        super().__init__(producer, service, message_id, future, feed)
         self.sent = False
 
     async def cancel(self, *, timeout: float | None = None) -> bool:
@@ -67,11 +78,16 @@ class SessionHandle(Handle):
 
 @dataclass(slots=True, eq=False)
 class _Order:
-    """A request in line, until `end` on the loop's clock."""
+    """A request in line, until `end` on the loop's clock.
+
+    `listener`: who is told what it says before its reply. `left`: nobody wants its reply any more.
+    """
 
     request: PreparedRequest
     end: float
     handle: SessionHandle
+    listener: Listener | None = None
+    left: bool = False
 
 
 class AsyncSession:
@@ -148,8 +164,12 @@ class AsyncSession:
         """An object with the methods of `api`, called in this session: see AsyncProducer.bind."""
         from producer.bound import bind_async  # pydantic costs 100 ms
 
+        of_stream = session_stream_options(options)
         return bind_async(
-            api, f"session {self.id} of {self.service}", lambda command, args: self.call(command, args, **options)
+            api,
+            f"session {self.id} of {self.service}",
+            lambda command, args: self.call(command, args, **options),
+            lambda command, args: self.stream(command, args, **of_stream),
         )
 
     async def submit(
@@ -159,30 +179,80 @@ class AsyncSession:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         idempotent: bool = False,
+        progress: bool | Callable[[Progress], None] | None = None,
     ) -> Handle:
         """Put a request in line; its handle. Waits while the line is full. Raises BadRequest and TooLarge.
 
         Raises DeadlineExceeded if the line stays full for `timeout` seconds; that time counts for the request too.
+        For `progress` see AsyncProducer.submit.
         """
+        wanted = progress is not None and progress is not False
+        request = self._prepare(command, args, timeout=timeout, idempotent=idempotent, progress=wanted)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        feed = ProgressFeed(future, progress if callable(progress) else None) if wanted else None
+        handle = SessionHandle(self._sender, self.service, request.message_id, future, feed)
+        await self._line_up(request, timeout, handle, feed)
+        return handle
+
+    def stream(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        on_restart: Callable[[int], None] | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> AsyncStream:
+        """The chunks of a request, as they come: see AsyncStream, and SessionStreamOptions.
+
+        It is put in line when the iteration begins, and those after it are sent when it has ended, or was left and has
+        ended where it ran. Raises BadRequest and TooLarge; what happens later is raised in the iteration.
+        """
+        request = self._prepare(command, args, timeout=timeout, chunks=True, progress=progress is not None)
+        return AsyncStream(_InTurn(self), request, timeout, on_restart=on_restart, on_progress=progress)
+
+    def _prepare(
+        self,
+        command: str,
+        args: Mapping[str, Any] | None,
+        *,
+        timeout: float,
+        idempotent: bool = False,
+        chunks: bool = False,
+        progress: bool,
+    ) -> PreparedRequest:
         if self._closed:
             raise BadRequest(f"the session {self.id!r} was closed here: make another object for it")
-        request = self._sender.prepare(
-            self.service, command, args, timeout=timeout, idempotent=idempotent, session=self.id
+        return self._sender.prepare(
+            self.service,
+            command,
+            args,
+            timeout=timeout,
+            idempotent=idempotent,
+            session=self.id,
+            chunks=chunks,
+            progress=progress,
         )
+
+    async def _line_up(
+        self, request: PreparedRequest, timeout: float, handle: SessionHandle, listener: Listener | None
+    ) -> _Order:
+        """Put it in line, when there is room."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
-        try:
-            async with asyncio.timeout_at(end):
-                while len(self._line) >= self._max_waiting:
-                    self._room.clear()
-                    await self._room.wait()
-        except TimeoutError:
-            raise _too_late(request) from None
-        handle = SessionHandle(self._sender, self.service, request.message_id, loop.create_future())
-        self._line.append(_Order(request, end, handle))
+        if len(self._line) >= self._max_waiting:
+            try:
+                async with asyncio.timeout_at(end):
+                    while len(self._line) >= self._max_waiting:
+                        self._room.clear()
+                        await self._room.wait()
+            except TimeoutError:
+                raise _too_late(request) from None
+        order = _Order(request, end, handle, listener)
+        self._line.append(order)
         if self._driving is None:
             self._driving = loop.create_task(self._drive(), name=f"session {self.id[:64]}")
-        return handle
+        return order
 
     async def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """End the session, after what is in line: its bridge forgets it. Does nothing if there is none, or twice.
@@ -246,34 +316,41 @@ class AsyncSession:
             ) from loss
         for kept in self._journal:
             try:
-                await self._send(_again(kept, order.request.deadline), order)
+                await self._send(_again(kept, order.request.deadline), order, replayed=True)
             except RequestFailed as error:
                 raise SessionLost(
                     f"{loss.message}; it could not be rebuilt: {kept.command}: {error.message}", details=loss.details
                 ) from error
         self.rebuilt += 1
-        return await self._send(_again(order.request, order.request.deadline), order)
+        order.request = _again(order.request, order.request.deadline)
+        return await self._send(order.request, order)
 
     def _note(self, request: PreparedRequest) -> None:
         """Keep it for a rebuild. Past the limits the rest need not be kept: there will be none."""
         if len(self._journal) <= self._max_journal and self._journal_bytes <= self._max_journal_bytes:
-            self._journal.append(request)
+            self._journal.append(request._replace(chunks=False, progress=False))
             self._journal_bytes += len(request.body)
 
-    async def _send(self, request: PreparedRequest, order: _Order) -> Reply:
-        """Send one request, and learn from what comes back."""
+    async def _send(self, request: PreparedRequest, order: _Order, *, replayed: bool = False) -> Reply:
+        """Send one request, and learn from what comes back. `replayed`: it is not the one that was asked for."""
         left = order.end - asyncio.get_running_loop().time()
         if left <= 0:
             raise _too_late(request)
-        assert request.session is not None
-        claim = replace(request.session, epoch=self.epoch, lenient=self.mode == "prefer")
+        if order.left and not replayed:
+            raise Cancelled("its stream was left before it was sent", message_id=request.message_id)
+        claim = SessionClaim(id=self.id, epoch=self.epoch, lenient=self.mode == "prefer")
         request = request._replace(session=claim, outdated=self._outdated)
-        handle = self._sender.send_at_once(request, left) or await self._sender.send(request, left)
+        if order.listener is None or replayed:
+            sent = (self._sender.send_at_once(request, left) or await self._sender.send(request, left)).future
+        else:
+            sent = await self._sender.begin(request, left, order.listener)
+            if order.left:  # while there was no room to send it
+                self._sender.abandon(request.message_id)
         order.handle.message_id = request.message_id
         order.handle.sent = True
-        order.handle.future.add_done_callback(lambda _: handle.future.cancel())  # nobody listens any more
+        order.handle.future.add_done_callback(lambda _: sent.cancel())  # nobody listens any more
         try:
-            reply = await handle.future
+            reply = await sent
         except asyncio.CancelledError:
             if order.handle.future.done():
                 raise Cancelled("nobody listens", message_id=request.message_id) from None
@@ -299,6 +376,33 @@ class AsyncSession:
         if epoch is not None:
             self._outdated.append(epoch)
         self.epoch = None
+
+
+class _InTurn:
+    """Sends the request of a stream when it is its turn in the session's line: see StreamSender."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+        self._order: _Order | None = None
+
+    async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
+        """See Sender.begin."""
+        session = self._session
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        handle = SessionHandle(session._sender, session.service, request.message_id, future)
+        self._order = await session._line_up(request, timeout, handle, listener)
+        return future
+
+    def say(self, message: Message) -> None:
+        """See Sender.say."""
+        self._session._sender.say(message)
+
+    def abandon(self, message_id: str) -> None:
+        """As Sender.abandon; one that waits for those before it is not sent."""
+        assert self._order is not None
+        self._order.left = True
+        self._order.handle.future.add_done_callback(lambda future: future.cancelled() or future.exception())
+        self._session._sender.abandon(self._order.request.message_id)
 
 
 def _again(request: PreparedRequest, deadline: int | None) -> PreparedRequest:

@@ -19,25 +19,41 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from bridge_protocol.control import CREDIT, Credit, encode_credit
 from bridge_protocol.envelope import CHUNKS, RESULT, Properties
 from bridge_protocol.errors import StreamGap, StreamRestarted
 from broker.contract import Delivery, Message
 from producer.chunks import Chunks, Grant, Piece
+from producer.handle import Listener
 from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply
 from producer.request import PreparedRequest
-from producer.sender import Sender
 
 MOST_AT_ONCE = 64  # chunks
 
 logger = logging.getLogger("quaybridge.producer")
 
 
+class StreamSender(Protocol):
+    """Who sends a stream's request: a Sender at once, a session when it is its turn."""
+
+    async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
+        """Send the request when there is room; the future of its reply."""
+
+    def say(self, message: Message) -> None:
+        """Publish what nobody answers, as far as there is a connection."""
+
+    def abandon(self, message_id: str) -> None:
+        """Have a request cancelled that nobody awaits any more."""
+
+
 class AsyncStream:
-    """Made by AsyncProducer.stream; iterated once. `reply`: the Reply, once the last chunk has been taken.
+    """Made by AsyncProducer.stream and AsyncSession.stream; iterated once.
+
+    `reply`: the Reply, once the last chunk has been taken. `message_id`: its request's; a session that was rebuilt has
+    sent it again, as another.
 
     A chunk counts as taken when the next one is asked for. If none is taken for `stream.reader_timeout` seconds (30 by
     default, the service's setting), and as many as may be (256, or 1 MiB) are waiting, the request is cancelled and
@@ -46,7 +62,7 @@ class AsyncStream:
 
     def __init__(
         self,
-        sender: Sender,
+        sender: StreamSender,
         request: PreparedRequest,
         timeout: float,
         *,
@@ -159,6 +175,7 @@ class AsyncStream:
         """See Listener."""
         if self._closed:
             return
+        self._look_whose(delivery)
         properties = delivery.properties
         if properties.type != CHUNKS:
             if self._feed is not None:
@@ -170,4 +187,11 @@ class AsyncStream:
     def on_reply(self, delivery: Delivery) -> None:
         """See Listener."""
         if not self._closed and delivery.properties.type == RESULT:
+            self._look_whose(delivery)
             self._chunks.end(delivery.properties.headers)
+
+    def _look_whose(self, delivery: Delivery) -> None:
+        message_id = delivery.properties.correlation_id
+        if message_id is not None and message_id != self.message_id:
+            self.message_id = message_id
+            self._chunks.anew()

@@ -10,10 +10,11 @@ from typing import Any, Self, TypeVar, Unpack
 
 from producer.handle import Handle
 from producer.loop_thread import FORKED, Run
-from producer.options import DEFAULT_TIMEOUT, SessionCallOptions
+from producer.options import DEFAULT_TIMEOUT, SessionCallOptions, SessionStreamOptions, session_stream_options
 from producer.outcome import Outcome
 from producer.reply import Reply
 from producer.session import AsyncSession
+from producer.thread_stream import Stream
 
 A = TypeVar("A")
 
@@ -66,7 +67,13 @@ class Session:
 
         inner = self._inner
         where = f"session {inner.id} of {inner.service}"
-        return bind(api, where, lambda command, args: self.call(command, args, **options))
+        of_stream = session_stream_options(options)
+        return bind(
+            api,
+            where,
+            lambda command, args: self.call(command, args, **options),
+            lambda command, args: self.stream(command, args, **of_stream),
+        )
 
     def submit(
         self, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[SessionCallOptions]
@@ -87,6 +94,12 @@ class Session:
             return self._run(handles[0].cancel(timeout=timeout))
 
         return self._run(submit())
+
+    def stream(
+        self, command: str, args: Mapping[str, Any] | None = None, **options: Unpack[SessionStreamOptions]
+    ) -> Stream:
+        """The chunks of a request, as they come, after those before it: see AsyncSession.stream."""
+        return Stream(self._run, self._inner.stream(command, args, **options))
 
     def close(self, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """End the session, after what is in line: see AsyncSession.close."""

@@ -1,8 +1,10 @@
 """Layers and brokers. A test's folder is its layer; a test that needs RabbitMQ gets a vhost of its own in it.
 
 Which RabbitMQ: the images named in RABBITMQ_IMAGES (or RABBITMQ_IMAGE), where Docker works and has them, and
-the rabbitmq-server on PATH. Where there is none, these tests are skipped, and one line at the end says how to
-get one. With QUAYBRIDGE_REQUIRE_CONTAINERS=1 a container that cannot be started is a failure.
+the rabbitmq-server on PATH. Beside images that one, which is an old one as a rule, is for what names it and for
+the contract; all that is for each RabbitMQ runs on it too in the long form, or where it is the only one. Where
+there is none, these tests are skipped, and one line at the end says how to get one. With
+QUAYBRIDGE_REQUIRE_CONTAINERS=1 a container that cannot be started is a failure.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from soak import SOAK
 from vhost import Vhost
 
 from quaybridge.rabbitmq import (
@@ -36,7 +39,13 @@ ON_PATH = "rabbitmq-server"  # stands for the one on PATH where others name an i
 
 SKIPPED = "needs RabbitMQ"
 # Programs that some tests need, and the Debian package each comes in.
-PACKAGES = {"node": "nodejs", "cc": "gcc", "escript": "erlang-base", "amqp-publish": "amqp-tools"}
+PACKAGES = {
+    "node": "nodejs",
+    "cc": "gcc",
+    "escript": "erlang-base",
+    "amqp-publish": "amqp-tools",
+    ON_PATH: "rabbitmq-server",
+}
 
 _missing = pytest.StashKey[Counter[str]]()
 _missing_programs = pytest.StashKey[Counter[str]]()
@@ -74,10 +83,12 @@ def default_image() -> str:
     return os.environ.get("RABBITMQ_IMAGE") or DEFAULT_IMAGE
 
 
-def every_rabbitmq() -> list[str]:
-    """The names of all there are to test with: images, then the one on PATH."""
+def every_rabbitmq(layer: str) -> list[str]:
+    """The names of all there are to test with in that layer: images, then the one on PATH."""
     images = os.environ.get("RABBITMQ_IMAGES", "").split() or [default_image()]
-    return images + ([ON_PATH] if server_available() is None else [])
+    if server_available() is not None or (layer == "full" and not SOAK and docker_available() is None):
+        return images
+    return [*images, ON_PATH]
 
 
 def _problem(name: str) -> str | None:
@@ -126,10 +137,25 @@ def rabbitmq_url(rabbitmq_vhost: Vhost) -> str:
     return rabbitmq_vhost.url
 
 
-@pytest.fixture(params=every_rabbitmq(), ids=lambda name: name.rpartition(":")[2])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "rabbitmq_each" in metafunc.fixturenames:
+        names = every_rabbitmq(_layer(metafunc.definition.path))
+        metafunc.parametrize("rabbitmq_each", names, indirect=True, ids=lambda name: name.rpartition(":")[2])
+
+
+@pytest.fixture
 def rabbitmq_each(rabbitmqs: RabbitMQs, request: pytest.FixtureRequest) -> Iterator[Vhost]:
     """A vhost in every RabbitMQ there is, one after the other."""
     yield from _vhost_in(rabbitmqs, [request.param], request)
+
+
+@pytest.fixture
+def rabbitmq_on_path(
+    rabbitmqs: RabbitMQs, program: Callable[[str], str], request: pytest.FixtureRequest
+) -> Iterator[Vhost]:
+    """A vhost in the rabbitmq-server on PATH: Debian's stable one is old enough to be another product."""
+    program(ON_PATH)
+    yield from _vhost_in(rabbitmqs, [ON_PATH], request)
 
 
 def _vhost_in(rabbitmqs: RabbitMQs, names: list[str], request: pytest.FixtureRequest) -> Iterator[Vhost]:
@@ -172,9 +198,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        layer = item.path.relative_to(Path(__file__).parent).parts[0]
+        layer = _layer(item.path)
         if layer in LAYERS:
             item.add_marker(layer)
+
+
+def _layer(path: Path) -> str:
+    return path.relative_to(Path(__file__).parent).parts[0]
 
 
 @pytest.hookimpl(wrapper=True)

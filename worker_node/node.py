@@ -129,7 +129,7 @@ class Node:
         return self._taking and linked and all(d.ready and not d.settlement.stalled for d in self.services)
 
     async def start(self) -> None:
-        """Start the bridges and connect, at the same time; returns when requests can be served.
+        """Start the bridges and connect, at the same time; returns when it consumes every queue.
 
         What an earlier run left on this host is killed before that. Raises BridgeStartError if no bridge of an
         eager service starts, and what `Link.start` does. Nothing is left running then.
@@ -182,6 +182,9 @@ class Node:
                 group.create_task(self._consuming.start(self.settings.connect_timeout))
                 group.create_task(self._publishing.start(self.settings.connect_timeout))
                 group.create_task(self._wait_ready())
+            self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
+            self._adjust()
+            await self._adjusted()
         except BaseExceptionGroup as several:
             await self.stop()
             # One cause is enough for a person: the others follow from it, or will be met next.
@@ -189,7 +192,6 @@ class Node:
         except BaseException:
             await self.stop()
             raise
-        self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
         self._requesters.start()
         self._lookout.start()
         if self._store is not None:
@@ -269,11 +271,9 @@ class Node:
         if self._reaper is not None:
             closing.append(self._reaper.stop())
         await asyncio.gather(*closing)
-        for dispatcher, intake in self._services:
-            await intake.settled()
+        await self._adjusted()
+        for dispatcher in self.services:
             dispatcher.close()
-        for _, partitions in self._partitions:
-            await partitions.settled()
         if not self._stopped:
             self._stopped = True
             logger.info("%s: stopped", self.name)
@@ -290,14 +290,18 @@ class Node:
         for _, partitions in self._partitions:
             partitions.want(False)
 
+    async def _adjusted(self) -> None:
+        """Until what is wanted of the queues is so."""
+        for _, intake in self._services:
+            await intake.settled()
+        for _, partitions in self._partitions:
+            await partitions.settled()
+
     async def _unsubscribed(self, timeout: float) -> None:
         """Until nothing more comes. A connection that hangs must not hold up the end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                for _, intake in self._services:
-                    await intake.settled()
-                for _, partitions in self._partitions:
-                    await partitions.settled()
+                await self._adjusted()
         await self._isolation.close()  # not before: a suspect may have been on its way
 
     # The connections.

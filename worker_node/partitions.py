@@ -12,6 +12,10 @@ a queue stays where it is until its node goes.
 The broker tells a consumer nothing when it prefers another: the node that gets a queue's first delivery says so to all.
 After a broker's restart the first node back would get every queue, and end the sessions of all others. So a node that
 has just connected hands back what names another node's epoch, and leaves that queue alone for a while.
+
+RabbitMQ counts what is handed back, and makes a dead letter of what came back DELIVERY_LIMIT times. With many nodes, of
+which the one that is meant connects last, that could be soon: so what came back often is kept for a while first, each
+time for longer. So it comes back about a dozen times at most, while all connect again.
 """
 
 from __future__ import annotations
@@ -23,12 +27,14 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 
 from bridge_protocol.envelope import SESSION_EPOCH, epoch_node
-from bridge_protocol.topology import PARTITIONS, session_queue
+from bridge_protocol.topology import DELIVERY_LIMIT, PARTITIONS, session_queue
 from broker.contract import BrokerError, Channel, Consumer, Delivery
 
 PREFETCH = 4  # of each queue
 HAND_BACK = 15.0  # seconds after connecting
 HAND_BACK_AGAIN = 30.0  # after connecting again: so long the others may take to do so too
+HANDED_BACK_AT_ONCE = DELIVERY_LIMIT // 3  # times; after that a second later, then two, four, …
+MOST_DOUBLINGS = 4  # all these pauses together are longer than the time to hand back
 REBALANCES_FROM = 4  # RabbitMQ's major version
 
 logger = logging.getLogger("quaybridge.node")
@@ -122,13 +128,13 @@ class Partitions:
             self._begin_adjusting()
 
     async def settled(self) -> None:
-        """Wait until what is wanted is so, or the channel is gone."""
-        under_way = [partition.leaving for partition in self._partitions if partition.leaving is not None]
+        """Wait until what is wanted is so, but for queues that are left for a while, or the channel is gone."""
+        under_way = [] if self._adjusting is None else [self._adjusting]
         if not self._wanted:
-            for leaving in under_way:
-                leaving.cancel()
-        if self._adjusting is not None:
-            under_way.append(self._adjusting)
+            for partition in self._partitions:
+                if partition.leaving is not None:
+                    partition.leaving.cancel()
+                    under_way.append(partition.leaving)
         if under_way:
             await asyncio.wait(under_way)
 
@@ -184,12 +190,10 @@ class Partitions:
         if partition.leaving is not None:
             partition.held.append(delivery)
             return
-        loop = asyncio.get_running_loop()
-        assert self._hand_back_until is not None
-        if self._is_anothers(delivery) and loop.time() < self._hand_back_until:
+        if self._is_anothers(delivery) and self._hand_back_left > 0:
             partition.owned = False
             partition.held.append(delivery)
-            partition.leaving = loop.create_task(self._follow(self._leave(partition)))
+            partition.leaving = asyncio.get_running_loop().create_task(self._follow(self._leave(partition)))
             return
         if not partition.owned:
             partition.owned = True
@@ -213,16 +217,28 @@ class Partitions:
             if consumer is not None:
                 await channel.cancel(consumer)
             # Rejected before, they would come here again.
+            await asyncio.sleep(max((_pause(delivery.delivery_count) for delivery in partition.held), default=0.0))
             for delivery in partition.held:
                 self.handed_back += 1
                 delivery.reject(requeue=True)
             partition.held.clear()
-            assert self._hand_back_until is not None
-            await asyncio.sleep(self._hand_back_until - asyncio.get_running_loop().time())
+            await asyncio.sleep(self._hand_back_left)
         finally:
             partition.leaving = None
         if self._channel is channel:
             self._begin_adjusting()
+
+    @property
+    def _hand_back_left(self) -> float:
+        """Seconds; negative when its time to hand back is over."""
+        assert self._hand_back_until is not None
+        return self._hand_back_until - asyncio.get_running_loop().time()
+
+
+def _pause(returns: int) -> float:
+    """Seconds until that which came back so often is handed back."""
+    beyond = returns - HANDED_BACK_AT_ONCE
+    return 0.0 if beyond < 0 else 2.0 ** min(beyond, MOST_DOUBLINGS)
 
 
 def _rebalances(server: str) -> bool:

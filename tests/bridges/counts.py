@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 from bridge_sdk import Bridge
@@ -30,6 +32,22 @@ def count(seconds: float = 0.0) -> dict[str, Any]:
     time.sleep(seconds)
     bridge.session.state["count"] += 1
     return {"count": bridge.session.state["count"], "pid": os.getpid()}
+
+
+@bridge.command
+def climb(to: int, pause: float = 0.0, deaths: int = 0, note: str = "") -> Generator[int, None, int]:
+    """So many more, one by one. Dies half-way until `deaths` of them are written down in the file `note`."""
+    state = bridge.session.state
+    for step in range(to):
+        if deaths and step == to // 2 and (not (path := Path(note)).exists() or path.stat().st_size < deaths):
+            with path.open("a") as file:
+                file.write("x")
+            os.kill(os.getpid(), signal.SIGKILL)
+        state["count"] += 1
+        bridge.progress(step + 1, to)
+        yield state["count"]
+        time.sleep(pause)
+    return int(state["count"])
 
 
 @bridge.command

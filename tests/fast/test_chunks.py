@@ -144,10 +144,21 @@ def test_another_run_of_the_same_attempt_is_another_run() -> None:
     receive(chunks, 6, 7)
     receive(chunks, 2, 2, run="b")
     assert taken(chunks) == [0, 1, 2]
-    chunks.end(ended(run="a", chunks=8))
-    assert chunks.gap is None, "it is not heard"
     chunks.end(ended(run="b", chunks=3))
     assert chunks.gap is None
+    chunks.end(ended(run="a", chunks=8))
+    assert chunks.gap == "its reply is that of an earlier run", "one run's chunks are no part of another's result"
+
+
+def test_a_new_request_in_the_place_of_one_begins_with_its_first_attempt() -> None:
+    chunks = Chunks()
+    receive(chunks, 0, 1, run="b", attempt=3)
+    assert taken(chunks, 1) == [0]
+    receive(chunks, 0, 1, run="c")
+    assert not chunks.restarted
+    chunks.anew()
+    receive(chunks, 0, 1, run="d")
+    assert (chunks.restarted, chunks.attempt) == (True, 1)
 
 
 def test_a_reply_of_a_run_none_of_whose_chunks_came_begins_it() -> None:

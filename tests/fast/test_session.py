@@ -170,6 +170,38 @@ async def test_a_session_in_rebuild_sends_its_journal_again_before_the_request_t
 
 
 @virtual_time
+async def test_a_stream_that_is_left_while_its_session_is_rebuilt_is_not_sent_again() -> None:
+    held: list[Delivery] = []
+
+    def act(script: Script, delivery: Delivery) -> None:
+        match script.seen[-1]:
+            case ("read", _):
+                script.lose(delivery, "e1")
+            case ("make", None) if len(script.seen) > 1:
+                held.append(delivery)
+            case (_, epoch):
+                script.reply(delivery, len(script.seen), epoch or "e1")
+
+    script = Script(act)
+    async with AsyncProducer(await script.start()) as producer:
+        session = producer.session("s", service="work", mode="rebuild", journal=["make", "set"])
+        await session.call("make")
+        await session.call("set")
+        stream = session.stream("read")
+        chunks = asyncio.create_task(anext(aiter(stream), None))
+        await turns(40)
+        await stream.aclose()
+        assert await chunks is None
+        asked = await session.submit("look")
+        script.reply(held[0], 1, "e2")
+        assert (await asked).session_epoch == "e2"
+    assert script.seen == [
+        *(("make", None), ("set", "e1"), ("read", "e1")),
+        *(("make", None), ("set", "e2"), ("look", "e2")),
+    ]
+
+
+@virtual_time
 async def test_a_session_that_never_had_a_bridge_closes_without_a_word() -> None:
     script = Script(numbered("e1"))
     async with AsyncProducer(await script.start()) as producer:

@@ -78,6 +78,7 @@ def header(name: str, value: bytes) -> bytes:
     return bytes((len(name),)) + name.encode() + value
 
 
+TOO_MUCH = "more than a broker takes"
 BODIES = [
     Row("an empty body", said="must begin with", body=b""),
     Row("no JSON", said="must begin with", body=b"hello"),
@@ -161,9 +162,7 @@ PROPERTIES = [
         properties={"reply_to": "amq.rabbitmq.reply-to"},
         refused="406 PRECONDITION_FAILED - fast reply consumer does not exist",
     ),
-    Row(
-        "more than a broker takes", body=b"x" * (16 * 1024 * 1024 + 1), refused="406 PRECONDITION_FAILED - message size"
-    ),
+    Row(TOO_MUCH, body=b"x" * (16 * 1024 * 1024 + 1), refused="406 PRECONDITION_FAILED - message size"),
     Row("no reply address", RESULT, properties={"reply_to": None}, addressed=False),
     *(
         Row(f"replies to {address!r:.40}", said="reply_to must be", properties={"reply_to": address}, addressed=False)
@@ -238,7 +237,10 @@ async def test_all_of_it(rabbitmq_each: Vhost, caplog: pytest.LogCaptureFixture)
     node = Node(settings, broker)
     await node.start()
     try:
-        await asyncio.to_thread(send_all, rabbitmq_each.url)
+        rows = ROWS
+        if rabbitmq_each.rabbitmq.control("version").startswith("3."):
+            rows = [row for row in ROWS if row.name != TOO_MUCH]  # it takes that
+        await asyncio.to_thread(send_all, rabbitmq_each.url, rows)
         await node.services[0].settlement.wait_idle()
         counts = node.counts[SERVICE]
     finally:
@@ -262,10 +264,10 @@ async def test_all_of_it(rabbitmq_each: Vhost, caplog: pytest.LogCaptureFixture)
         assert letter.first_time == letter.time, row.name
 
 
-def send_all(url: str) -> None:
+def send_all(url: str, rows: list[Row]) -> None:
     with closing(RawPublisher(url)) as publisher, closing(RawPublisher(url)) as bystander:
         victim = bystander.bind(EXCHANGE, "victim")
-        for number, row in enumerate(ROWS):
+        for number, row in enumerate(rows):
             send(publisher, row, f"row-{number}")
             assert publisher.replies_waiting() == 0, row.name
             good = BasicProperties(reply_to=publisher.reply_queue, correlation_id=f"good-{number}")

@@ -262,13 +262,15 @@ async def test_looking_and_being_killed_at_it_removes_nothing(rabbitmq_each: Vho
 
 
 async def test_order_is_kept_over_as_many_pages_as_there_can_be(rabbitmq_each: Vhost) -> None:
-    """RabbitMQ 4.0 gives back in order what at most 32 consumers of a channel hold."""
+    """RabbitMQ 4.0 gives back in order what at most 32 consumers of a channel hold; 3.10 loses none of it."""
     letters = [letter(number, body=b"%d" % number) for number in range(32 * 256 + 1)]
     async with channel_to(rabbitmq_each.url) as channel:
         await bury(channel, letters)
+        ordered = not channel.server.startswith("RabbitMQ 3.")
     for _ in range(2):
-        listed = records(await dead(rabbitmq_each.url, "list", SERVICE))
-        assert [one["id"] for one in listed] == [one.id for one in letters]
+        found = [one["id"] for one in records(await dead(rabbitmq_each.url, "list", SERVICE))]
+        expected = [one.id for one in letters]
+        assert found == expected if ordered else sorted(found) == sorted(expected)
 
 
 async def test_a_request_that_ends_its_node_each_time_becomes_a_letter_of_the_broker(rabbitmq_each: Vhost) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,11 +18,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
+from crowd import who_takes_it
 from soak import SOAK
 from vhost import Vhost
 
 from bridge_protocol.errors import BridgeCrashed, SessionLost
 from bridge_protocol.topology import PARTITIONS, partition_of
+from broker.address import parse_addresses
+from broker.amqp import AmqpBroker
 from producer.async_producer import AsyncProducer
 from producer.session import AsyncSession
 from worker_node.partitions import weight
@@ -61,6 +66,32 @@ async def node(url: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]
             process.send_signal(signal.SIGCONT)
             process.kill()
         await process.communicate()  # until its pipe ends, which what it started may hold a moment longer
+
+
+@asynccontextmanager
+async def worker(url: str, name: str, log: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A node as an operator starts it, which serves. What it says is in the file `log`."""
+    bridge = shlex.join((sys.executable, str(COUNTS)))
+    options = ("--service", "work", "--bridges", "2", "--name", name, "--bridge", bridge)
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("QUAYBRIDGE_")}
+    with log.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "quaybridge", "worker", *options),
+            env={**inherited, "QUAYBRIDGE_BROKER": url, "QUAYBRIDGE_SERVICES__WORK__SESSIONS__ENABLED": "true"},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        async with asyncio.timeout(PATIENCE):
+            while f"{name}: serving" not in log.read_text():
+                assert process.returncode is None, log.read_text()
+                await asyncio.sleep(0.02)
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 class Counters:
@@ -200,3 +231,37 @@ async def test_a_broker_restart_ends_no_session(rabbitmq_vhost: Vhost) -> None:
         await counters.count(2)
         assert not counters.lost
         assert counters.nodes == homes
+
+
+async def test_before_4_0_sessions_stay_with_the_first_node_and_a_worker_says_so_at_its_start(
+    rabbitmq_on_path: Vhost, tmp_path: Path
+) -> None:
+    version = rabbitmq_on_path.rabbitmq.control("version").strip()
+    if not version.startswith("3."):
+        pytest.skip(f"the rabbitmq-server on PATH is a {version}")
+    url = rabbitmq_on_path.url
+    async with AsyncProducer(url) as producer, worker(url, "a", tmp_path / "a") as first:
+        said = (tmp_path / "a").read_text().partition("a: serving")[0]
+        assert said.count(f"work: RabbitMQ {version} gives a session queue to the first node that takes it") == 1
+        counters = Counters(producer, 16)
+        await counters.count(3)
+        async with worker(url, "b", tmp_path / "b"):
+            await counters.count(3)
+            assert set(counters.nodes.values()) == {"a"}
+            assert not counters.lost
+            first.kill()
+            await first.wait()
+            others = [producer.session(f"another {number}", service="work") for number in range(16)]
+            for number in (1, 2, 3):
+                replies = await asyncio.gather(*(session.call("count", timeout=PATIENCE) for session in others))
+                assert {(reply.node, reply.result["count"]) for reply in replies} == {("b", number)}
+
+
+@pytest.mark.skipif(not SOAK, reason="a long form: make soak runs it")
+async def test_with_more_nodes_than_a_delivery_may_come_back_times_a_restart_makes_no_dead_letter(
+    rabbitmq_each: Vhost,
+) -> None:
+    to_its_owner, returns = await who_takes_it(AmqpBroker(parse_addresses(rabbitmq_each.url)))
+    # Before 4.0 it goes to one after the other, and whoever has it when its time to hand back is over keeps it.
+    assert to_its_owner or rabbitmq_each.rabbitmq.control("version").startswith("3.")
+    assert returns <= 12

@@ -481,6 +481,24 @@ def test_a_model_that_does_not_stream(service: Service) -> None:
     assert {name: outputs[name] for name in SAID} == SAID
 
 
+def test_in_a_session_a_program_is_read_as_well(service: Service, provider: Provider) -> None:
+    session = service.session("read")
+    session.call("configure_lm", {"model": "pauses", "provider": "openai", "api_base": provider.url, "api_key": KEY})
+    session.call("create_program", {"id": "p", "signature": ANSWER})
+    provider.go_on.clear()
+    said = []
+    with session.stream("stream_program", QUESTION, timeout=PATIENCE) as stream:
+        for piece in stream:
+            said.append(piece)
+            if "".join(piece["text"] for piece in said).endswith("four"):
+                provider.go_on.set()
+    assert provider.go_on.is_set()
+    assert joined(said) == {"answer": "four", "sure": "0.5", "digits": "[4]"}
+    assert stream.reply is not None
+    assert stream.reply.result["outputs"] == SAID
+    assert session.call("get_stats").result["executions"] == 1
+
+
 def test_in_a_session_the_result_is_the_same(service: Service) -> None:
     session = service.session("streams")
     session.call("configure_lm", dummy([SAID]))

@@ -9,6 +9,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from crowd import who_takes_it
 from rig import PATIENCE, Rig, foreign, until, with_sdk
 
 from bridge_protocol.envelope import Properties, request_properties
@@ -226,6 +227,21 @@ async def test_a_broker_restart_ends_no_session(rig: Rig, monkeypatch: pytest.Mo
         rig.broker.close_all("restarting")
         assert await asyncio.gather(*map(count, sessions)) == [expected] * 60
     assert sum(map(live, rig.nodes)) == 60
+
+
+async def test_with_more_nodes_than_a_delivery_may_come_back_times_a_restart_makes_no_dead_letter(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(partitions, "HAND_BACK", 3.0)
+    to_its_owner, returns = await who_takes_it(rig.broker)
+    assert to_its_owner
+    assert returns <= 12
+
+
+async def test_a_node_that_has_started_consumes_every_queue(rig: Rig) -> None:
+    node = await serve(rig)
+    assert all(partition.consumer is not None for partition in consumers(node)._partitions)
+    assert node._services[0][1].running == 1
 
 
 @pytest.mark.parametrize("server", ["RabbitMQ 3.10.8", "RabbitMQ 4.0.5"])

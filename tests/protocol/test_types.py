@@ -129,6 +129,7 @@ async def test_in_a_session(rig: Rig) -> None:
         photos = session.bind(album.AsyncAlbum, timeout=PATIENCE)
         assert repr(photos).startswith("<AsyncAlbum of session s1 of work: ")
         assert [await photos.add(PHOTO) for _ in range(5)] == [1, 2, 3, 4, 5]  # one bridge has them all
+        assert [chunk async for chunk in photos.contents()] == [PHOTO.content] * 5
 
 
 class Endless(Protocol):
