@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeGuard
 
 from bridge_protocol.claim_check import CLAIM
@@ -224,6 +225,7 @@ def event_properties(
     )
 
 
+@lru_cache(maxsize=1024)
 def reply_to_problem(reply_to: str) -> str | None:
     """Why a reply may not be sent to `reply_to`, or None."""
     if _REPLY_TO.fullmatch(reply_to):

@@ -5,19 +5,23 @@ Each command imports what it needs when it runs, so that `quaybridge --help` is 
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from quaybridge.command_batch import MEANINGS as BATCH_MEANINGS
-from quaybridge.command_batch import batch
-from quaybridge.command_call import call
-from quaybridge.command_conformance import conformance
-from quaybridge.command_dead import dead_letter_commands
-from quaybridge.command_demo import demo
-from quaybridge.command_publish import publish
-from quaybridge.command_worker import worker
 from quaybridge.exit_status import MEANINGS
+
+_MODULES = {
+    "demo": "quaybridge.command_demo",
+    "worker": "quaybridge.command_worker",
+    "call": "quaybridge.command_call",
+    "publish": "quaybridge.command_publish",
+    "batch": "quaybridge.command_batch",
+    "conformance": "quaybridge.command_conformance",
+    "dead": "quaybridge.command_dead",
+}
 
 
 def _print_version(wanted: bool) -> None:
@@ -36,21 +40,26 @@ def quaybridge(
     """Programs that crash, leak and hang, in any language, behind a RabbitMQ queue, with nothing lost."""
 
 
-def application() -> typer.Typer:
-    """All commands together."""
+def application(asked: str | None = None) -> typer.Typer:
+    """The command that is asked for; all together where there is none of that name.
+
+    Only that one, since a worker lives long, and keeps what it imports.
+    """
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
     app.callback(epilog=MEANINGS)(quaybridge)
-    for command in (demo, worker, call, publish):
-        app.command(epilog=MEANINGS)(command)
-    app.command(epilog=BATCH_MEANINGS)(batch)
-    app.command(epilog=MEANINGS)(conformance)
-    app.add_typer(dead_letter_commands(), name="dead")
+    for name in [asked] if asked in _MODULES else _MODULES:
+        module = import_module(_MODULES[name])
+        if name == "dead":
+            app.add_typer(module.dead_letter_commands(), name=name)
+        else:
+            app.command(epilog=module.MEANINGS if name == "batch" else MEANINGS)(getattr(module, name))
     return app
 
 
 def main() -> None:
     """What the program `quaybridge` runs."""
-    application()(prog_name="quaybridge")
+    asked = sys.argv[1] if len(sys.argv) > 1 else None
+    application(asked)(prog_name="quaybridge")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Counts:
     replies_parked: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)  # not frozen, which would double what making one takes
 class Case:
     """What there is to settle: a delivery, which try it is, and the id its bridge knows it by.
 

@@ -18,7 +18,7 @@ class Start:
     seat: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which would double what making one takes
 class Send(Generic[T]):
     """Write the ticket's request to the slot's bridge."""
 

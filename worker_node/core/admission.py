@@ -39,7 +39,7 @@ _MOST_DEADLINE = 10**14
 Identity = tuple[str, int, int]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Admitted:
     """A request that may run: `deadline` in Unix milliseconds, `attempt` from 1 to the most there can be.
 

@@ -237,10 +237,10 @@ class Fleet(Generic[T]):
         limits = self.limits
         if self.draining or self.unavailable:
             return
-        starting = self._seated(Phase.STARTING)
-        live = starting + self._seated(Phase.READY)
+        live = self._seated(Phase.STARTING, Phase.READY)
         if live >= limits.most:
             return
+        starting = self._seated(Phase.STARTING)
         wanted = 0
         for ticket in islice(waiting, starting, None):
             if live + wanted >= limits.most:

@@ -8,7 +8,6 @@ while another node idles. Of those that wait, a few may do so in a bridge's pipe
 from __future__ import annotations
 
 from collections import deque
-from statistics import fmean, median
 
 BUDGET = 0.05  # seconds a request may expect to wait in the node, and as long in a bridge's pipe
 MOST_PER_SLOT = 128
@@ -38,7 +37,7 @@ class Lookahead:
         """
         if len(self._durations) < ENOUGH:
             return 0
-        usual = median(self._durations)
+        usual = sorted(self._durations)[len(self._durations) // 2]
         fitting = min(MOST_PER_SLOT, int(BUDGET / usual) if usual > 0 else MOST_PER_SLOT)
         if fitting < self._each or fitting >= min(4 * self._each, MOST_PER_SLOT):
             self._each = 1 << (fitting.bit_length() - 1) if fitting else 0
@@ -48,5 +47,5 @@ class Lookahead:
         """How many requests may wait in one bridge's pipe, at most `most`. Here a few that take long count too."""
         if len(self._durations) < ENOUGH:
             return 0
-        usual = fmean(self._durations)
+        usual = sum(self._durations) / len(self._durations)
         return min(most, int(BUDGET / usual)) if usual > 0 else most

@@ -369,7 +369,8 @@ class Pool(Generic[T]):
         A ticket that fits nowhere (it must be alone) holds up those behind it, so that it gets its turn.
         """
         waiting = self.waiting
-        self._assign_pinned(now, actions, contested=bool(waiting))
+        if waiting:
+            self._assign_pinned(now, actions, contested=True)
         while waiting:
             ticket = waiting[0]
             if ticket.deadline <= now:
@@ -377,24 +378,25 @@ class Pool(Generic[T]):
                 continue
             slot = self._least_loaded(ticket, now)
             if slot is None:
-                self._fleet.grow(self.waiting, now, actions)
+                self._fleet.grow(waiting, now, actions)
                 break
             waiting.popleft()
             self._send(slot, ticket, now, actions)
         self._assign_pinned(now, actions, contested=False)
 
     def _send(self, slot: Slot[T], ticket: T, now: float, actions: list[Action[T]]) -> None:
+        limits = self._fleet.limits
         if len(slot.runs) < slot.concurrency:
-            run = Run(ticket, now, min(now + self.limits.run_timeout, ticket.deadline))
+            run = Run(ticket, now, min(now + limits.run_timeout, ticket.deadline))
             slot.slow = slot.slow or ticket.streams
             ticket.begin()
         else:
             run = Run(ticket, now, ticket.deadline, begun=False)
-            self._alarm.watch(slot.running_since() + self.limits.recall_after)
+            self._alarm.watch(slot.running_since() + limits.recall_after)
         slot.runs[ticket.request_id] = run
         self._alarm.watch(run.due)
         actions.append(Send(slot.number, ticket))
-        if self.limits.spare:
+        if limits.spare:
             self._fleet.fill(now, actions)
 
     def _assign_pinned(self, now: float, actions: list[Action[T]], *, contested: bool) -> None:
@@ -426,14 +428,15 @@ class Pool(Generic[T]):
     def _least_loaded(self, ticket: T, now: float) -> Slot[T] | None:
         best: Slot[T] | None = None
         for slot in self.slots:
-            # Its sessions wait for their turn: its pipe runs empty for that.
-            ahead = 0 if slot.pinned or self._takes_long(slot, now) else self.ahead
-            if (best is None or len(slot.runs) < len(best.runs)) and slot.accepts(ticket, ahead):
-                if not slot.runs:
+            if not slot.runs:
+                if slot.accepts(ticket):
                     return slot
-                if slot.pinned and slot.pinned[0].alone:
-                    continue  # that waits for the slot to be empty
-                best = slot
+            elif best is None or len(slot.runs) < len(best.runs):
+                # Its sessions wait for their turn: its pipe runs empty for that.
+                ahead = 0 if slot.pinned or self._takes_long(slot, now) else self.ahead
+                # One of theirs that must be alone waits for the slot to be empty.
+                if slot.accepts(ticket, ahead) and not (slot.pinned and slot.pinned[0].alone):
+                    best = slot
         return best
 
     # Ahead.
@@ -447,17 +450,18 @@ class Pool(Generic[T]):
         run.started = now
         run.ticket.begin()
         slot.slow = False
+        limits = self._fleet.limits
         if run.reason is None:
-            run.due = min(now + self.limits.run_timeout, run.ticket.deadline)
+            run.due = min(now + limits.run_timeout, run.ticket.deadline)
         else:
-            run.due = now + self.limits.cancel_timeout
+            run.due = now + limits.cancel_timeout
         self._alarm.watch(run.due)
         if len(slot.runs) > 1:
-            self._alarm.watch(now + self.limits.recall_after)
+            self._alarm.watch(now + limits.recall_after)
 
     def _takes_long(self, slot: Slot[T], now: float) -> bool:
         """Whether what runs has run for so long that nothing shall wait behind it."""
-        return slot.ahead > 0 and slot.running_since() + self.limits.recall_after <= now
+        return slot.ahead > 0 and slot.running_since() + self._fleet.limits.recall_after <= now
 
     def _wait_again(self, slot: Slot[T], tickets: list[T]) -> None:
         """Put tickets of the slot back in line, where they were."""

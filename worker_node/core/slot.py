@@ -105,7 +105,7 @@ class Slot(Generic[T]):
             return False
         if ticket.alone or ticket.request_id in runs:
             return False
-        return not any(run.ticket.alone for run in runs.values())
+        return not next(iter(runs.values())).ticket.alone  # one that is has no other beside it
 
     def running_since(self) -> float:
         """Since when the first of its requests runs; infinite: it has none."""
