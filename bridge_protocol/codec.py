@@ -6,7 +6,8 @@ here, so that a request means the same to producer, node and bridge, whatever th
 
 The check is cheap where it matters: a body that re-encodes to itself, byte for byte, holds no surprise. Of the
 others (other encoders, with their spaces and escapes) only those that may hold an integer past 64 bits, or a
-key given twice, are read a second time, by the standard library.
+key given twice, are read a second time, by the standard library. What is inside of a long text is none of these: a
+body that has some is compared without.
 """
 
 from __future__ import annotations
@@ -25,10 +26,16 @@ import orjson
 from bridge_protocol.errors import FrameError, FrameKind
 
 MAX_DEPTH = 128
+LONG = 4096  # bytes: from here on the inside of a text is looked at apart from the rest
+LARGE = 4 * LONG  # bytes: from here on it pays to look for long texts
+PIECE = 64 * 1024  # bytes of a text that are looked at together
 
 _NOT_MARKS = bytes(set(range(256)) - set(b'[]{}"'))
 _DEPTH_CHANGES = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")  # +1 and −1 as signed bytes
 _DIGITS_AS_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_AFTER_VALUES = (b",", b"}", b"]")  # and not after keys
+_LONGEST_ESCAPE = len(rb"\ud83d\ude00")
+_BACKSLASH = ord("\\")
 _LONG_INTEGER = b"0" * 19  # any shorter one fits 64 bits
 _INTEGERS = range(-(2**63), 2**64)
 
@@ -45,10 +52,11 @@ def encode(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
         payload = orjson.dumps(value, default)
     except TypeError as error:  # orjson.JSONEncodeError is a TypeError
         raise ValueError(f"not JSON: {error}") from error
+    outline = _outline(payload, _long_texts(payload))
     # orjson writes NaN and infinities as null, silently.
-    if b"null" in payload and _holds_nan(value):
+    if b"null" in outline and _holds_nan(value):
         raise ValueError("not JSON: NaN and infinity cannot be encoded")
-    if _depth(payload) > MAX_DEPTH:
+    if _depth(outline) > MAX_DEPTH:
         raise ValueError(f"not JSON: nested deeper than {MAX_DEPTH}")
     return payload
 
@@ -66,13 +74,26 @@ def decode(payload: bytes | bytearray) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         problem = str(error)  # not the error itself: it holds the whole payload
     else:
-        if _depth(payload) > MAX_DEPTH:
+        outline = _outline(payload, _long_texts(payload))
+        if _depth(outline) > MAX_DEPTH:
             raise _refusal(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", payload)
-        canonical = orjson.dumps(value)
-        if canonical != payload and _may_be_misread(payload, canonical):
+        canonical = orjson.dumps(value if outline is payload else orjson.loads(outline))
+        if canonical != outline and _may_be_misread(outline, canonical):
             _check_strictly(payload)
         return value
     raise _explained(payload, problem)
+
+
+def survey(payload: bytes | bytearray) -> dict[str, Any]:
+    """What `decode` gives, and raises, but that long texts may be empty: for whoever passes the payload on as it is."""
+    if texts := _long_texts(payload):
+        try:
+            for begin, end in texts:
+                _check_text(payload, begin, end)
+            return decode(_outline(payload, texts))
+        except (FrameError, orjson.JSONDecodeError):
+            pass  # what is wrong is told by where it is in the whole
+    return decode(payload)
 
 
 def _refusal(kind: FrameKind, detail: str, payload: bytes | bytearray) -> FrameError:
@@ -89,6 +110,62 @@ def _explained(payload: bytes | bytearray, problem: str) -> FrameError:
     if _depth(payload) > MAX_DEPTH:
         return _refusal(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", payload)
     return _refusal(FrameKind.BAD_JSON, problem, payload)
+
+
+def _long_texts(payload: bytes | bytearray) -> list[tuple[int, int]]:
+    """Where the insides of the long texts of `payload` begin and end, in order, if it is JSON.
+
+    Not of keys, and not of what is found only after many short texts.
+    """
+    size = len(payload)
+    found: list[tuple[int, int]] = []
+    if size < LARGE:
+        return found
+    position = begin = 0  # `begin`: of the text that it is in; 0: it is in none
+    for _ in range(32 + size // LONG * 2):
+        quote = payload.find(b'"', position)
+        if quote < 0:
+            break
+        position = quote + 1
+        if not begin:
+            begin = position
+        elif payload[quote - 1] == _BACKSLASH:
+            if payload[quote - 2] == _BACKSLASH:
+                break  # escaped itself, or not
+        else:
+            if quote - begin >= LONG and payload.startswith(_AFTER_VALUES, position):
+                found.append((begin, quote))
+            begin = 0
+    return found
+
+
+def _outline(payload: bytes | bytearray, texts: list[tuple[int, int]]) -> bytes | bytearray:
+    """`payload` with nothing inside of these texts."""
+    if not texts:
+        return payload
+    pieces: list[bytes | bytearray] = []
+    kept = 0
+    for begin, end in texts:
+        pieces.append(payload[kept:begin])
+        kept = end
+    return b"".join((*pieces, payload[kept:]))
+
+
+def _check_text(payload: bytes | bytearray, begin: int, end: int) -> None:
+    """Raise ValueError if what is inside of a text, from `begin` to `end`, cannot be there.
+
+    Piece by piece: of a large text orjson makes a copy, and memory is new, and slow, from some size on.
+    """
+    inside = memoryview(payload)
+    while begin < end:
+        stop = end
+        for cut in range(begin + PIECE, min(begin + PIECE + _LONGEST_ESCAPE, end)):
+            # Not within a character, nor within what is escaped, a pair of surrogates at most.
+            if payload[cut] & 0xC0 != 0x80 and payload.find(b"\\", cut - _LONGEST_ESCAPE, cut) < 0:
+                stop = cut
+                break
+        orjson.loads(b"".join((b'"', inside[begin:stop], b'"')))
+        begin = stop
 
 
 def _depth(payload: bytes | bytearray) -> int:

@@ -89,7 +89,7 @@ def cancel_key(service: str) -> str:
     return f"{CANCEL}.{service}"
 
 
-def decode_control(body: bytes) -> Cancel | Owns | Credit | None:
+def decode_control(body: bytes | bytearray) -> Cancel | Owns | Credit | None:
     """What a control message says; None: a kind, or a version of the protocol, that is not known here.
 
     Raises FrameError for what is no control message.

@@ -151,7 +151,7 @@ class DeadLetter:
 
 def dead_letter(
     request: Properties,
-    body: bytes,
+    body: bytes | bytearray,
     *,
     service: str,
     code: Code,
@@ -168,7 +168,7 @@ def dead_letter(
     """
     history = read_history(request.headers, int(now * 1000))
     return DeadLetter(
-        body=body,
+        body=bytes(body),
         service=service,
         code=code.value,
         error=error,
@@ -184,7 +184,7 @@ def dead_letter(
     )
 
 
-def read_dead_letter(properties: Properties, body: bytes, *, service: str) -> DeadLetter:
+def read_dead_letter(properties: Properties, body: bytes | bytearray, *, service: str) -> DeadLetter:
     """The letter in a message of `service`'s dead letters, whoever put it there. Never raises."""
     headers = properties.headers
     identity = _identity(properties)
@@ -192,7 +192,7 @@ def read_dead_letter(properties: Properties, body: bytes, *, service: str) -> De
     if reason is not None:
         history = read_history(headers, None if died is None else int(died * 1000))
         return DeadLetter(
-            body=body,
+            body=bytes(body),
             service=service,
             code=reason,
             error=BROKER_REASONS.get(reason, f"the broker dead-lettered it: {reason}"),
@@ -205,7 +205,7 @@ def read_dead_letter(properties: Properties, body: bytes, *, service: str) -> De
             **identity,
         )
     return DeadLetter(
-        body=body,
+        body=bytes(body),
         service=service,
         code=_text(headers.get(CODE)) or UNKNOWN,
         error=_text(headers.get(ERROR)) or "",

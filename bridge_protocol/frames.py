@@ -6,6 +6,9 @@
         ...                                     # one whole payload; None means "need more bytes"
     decoder.receive_eof()                       # raises if the stream ended inside a frame
 
+    if (room := decoder.room) is not None:      # most of a large frame is missing: read it to where it belongs
+        decoder.filled(os.readv(pipe, [room]))  # in the place of `receive`
+
 Everything that decides where a frame ends lives here. The rules, in the order they are checked:
 
 1. The length is checked as soon as its fourth byte is there, before a byte of the body is kept.
@@ -24,6 +27,7 @@ DEFAULT_LIMIT = 16 * 1024 * 1024
 # Text at a frame boundary is caught by its length alone: the least byte that begins a line of text is a tab
 # (0x09), and 0x09000000 is 150,994,944. A limit above this ceiling would let text pass for a length.
 LIMIT_CEILING = 128 * 1024 * 1024
+LARGE = 64 * 1024  # bytes that are missing of a frame: from here on they are better read to where they belong
 
 _OPEN_BRACE = 0x7B
 
@@ -80,6 +84,20 @@ class FrameDecoder:
         if len(waiting) < HEADER_SIZE:
             return waiting, None
         return b"", int.from_bytes(waiting[:HEADER_SIZE], "big")
+
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of the frame that has begun belongs, if that is LARGE; else None.
+
+        Whoever reads into it, from its start, says `filled`, and keeps no reference to it.
+        """
+        if self._body is None or len(self._body) - self._filled < LARGE:
+            return None
+        return memoryview(self._body)[self._filled :]
+
+    def filled(self, size: int) -> None:
+        """Take `size` bytes that were read into `room`: as `receive` does, without a copy."""
+        self._filled += size
 
     def receive(self, data: bytes) -> None:
         """Take what was read. Call `next` until it gives None before the next `receive`."""

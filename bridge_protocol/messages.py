@@ -194,7 +194,7 @@ def encode_request(request: Request) -> bytes:
     return codec.encode({**body, BINARY: request.binary})
 
 
-def with_attempt(payload: bytes, attempt: int) -> bytes:
+def with_attempt(payload: bytes | bytearray, attempt: int) -> bytes:
     """`payload`, the body of a request without an attempt, with `attempt` put into it; the rest byte for byte."""
     return b'{"attempt":%d,%s' % (attempt, payload[1:])
 
@@ -306,7 +306,19 @@ def encode_chunk(id: int, seq: int, data: Any, *, binary: bool = False) -> bytes
 
 def decode_message(payload: bytes | bytearray) -> Result | Failure | Progress | Chunk:
     """What a bridge said in `payload`. Raises FrameError."""
-    body = codec.decode(payload)
+    return _read_message(codec.decode(payload))
+
+
+def survey_message(payload: bytes | bytearray) -> Result | Failure | Progress | Chunk:
+    """What a bridge said, for whoever passes it on as it is: long texts in a result, or an event, may be empty.
+
+    Raises FrameError for whatever `decode_message` does.
+    """
+    body = codec.survey(payload)
+    return _read_message(codec.decode(payload) if body.get("success") is False else body)
+
+
+def _read_message(body: dict[str, Any]) -> Result | Failure | Progress | Chunk:
     success = body.get("success")
     if success is True:
         recycle = body.get("recycle") is True

@@ -8,6 +8,7 @@ from typing import Any, Protocol, TypeVar, overload
 
 from bridge_protocol.messages import Request
 from bridge_sdk.command import Command, commands_of
+from bridge_sdk.freed_memory import keep_freed_memory
 from bridge_sdk.parameters import SESSION_ID
 from bridge_sdk.server import RUNNING, Server
 from bridge_sdk.session import Session, SessionTable
@@ -166,6 +167,7 @@ class Bridge:
         else:
             server = Server(commands, stdio, self._concurrency)
         self.tell_progress(server)
+        keep_freed_memory()
         server.serve()
 
     def tell_progress(self, sink: ProgressSink) -> None:

@@ -35,6 +35,15 @@ class Inbox:
     def __repr__(self) -> str:
         return f"<Inbox {len(self._waiting)} waiting, {len(self._remembered)} cancels remembered>"
 
+    @property
+    def room(self) -> memoryview | None:
+        """Where the rest of a large request belongs. Whoever reads into it says `filled`, and receives nothing else."""
+        return self._decoder.room
+
+    def filled(self, size: int) -> None:
+        """So many bytes were read into `room`."""
+        self._decoder.filled(size)
+
     def receive(self, data: bytes) -> list[int]:
         """Take what was read; the ids cancelled by it, each to be settled with `withdraw` or by who runs it.
 

@@ -73,9 +73,16 @@ class Server:
             self._read()
 
     def _read(self) -> None:
-        data = os.read(self._stdio.source, READ_SIZE)
+        room = self._inbox.room
+        if room is None:
+            data = os.read(self._stdio.source, READ_SIZE)
+            size = len(data)
+        else:
+            data = b""
+            size = os.readv(self._stdio.source, (room,))
+            self._inbox.filled(size)
         self._read_at = time.monotonic()
-        if data:
+        if size:
             self._receive(data)
         else:
             self._hang_up()

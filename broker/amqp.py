@@ -177,8 +177,7 @@ class AmqpChannel:
         return self._publishes.add(message, timeout)
 
     def _send(self, message: Message) -> None:
-        for data in frames.publish_frames(message, self._connection.largest_body):
-            self._connection.send(data)
+        self._connection.send(frames.publish_frames(message, self._connection.largest_body))
 
     def on_confirm(self, sequence: int, multiple: bool, taken: bool) -> None:
         """See `Events`."""
@@ -237,7 +236,7 @@ class AmqpChannel:
         await asyncio.shield(subscription.cancelled)
         self._subscriptions.pop(consumer.tag, None)
 
-    def on_deliver(self, method: bytes, properties: Properties, body: bytes) -> None:
+    def on_deliver(self, method: bytes, properties: Properties, body: bytes | bytearray) -> None:
         """See `Events`."""
         consumer_tag, tag, redelivered, exchange, routing_key = frames.read_deliver(method)
         subscription = self._subscriptions.get(consumer_tag)

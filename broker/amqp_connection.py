@@ -4,14 +4,16 @@ pika does the handshake, heartbeats, synchronous methods and closing. The socket
 speaks TLS and writes at once what the socket takes; pika's `AsyncioConnection` polls for each write and reads
 4 KiB at a time. What comes by the thousand (broker.amqp_frames) never reaches pika.
 
-What is written during one turn of the loop leaves in one piece.
+What is written during one turn of the loop leaves in one piece. A large message does not: it leaves frame by frame, as
+the socket takes them, and what comes of one is put where it belongs at once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
 import pika
@@ -29,8 +31,10 @@ CONNECT_TIMEOUT = 5.0  # seconds for TCP and TLS
 OPEN_TIMEOUT = 10.0  # seconds for one address, from connecting to a channel in confirm mode
 CLOSE_TIMEOUT = 3.0  # seconds for the broker to answer a close
 LARGE = 64 * 1024  # bytes: from here on joining costs more than another write
+PART = 16 * 1024  # bytes of a body frame: from here on it is taken as it comes, and not when it is whole
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+_BAD_END = "a frame did not end where it should"
 _TLS_ALERT = b"\x15\x03"  # RFC 8446, 5.1: the content type alert, and the first byte of every version
 _FRAME_KINDS = frozenset((frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT))
 
@@ -38,7 +42,7 @@ _FRAME_KINDS = frozenset((frames.METHOD, frames.HEADER, frames.BODY, frames.HEAR
 class Events(Protocol):
     """Who is told what happens on a connection. None of these is called from inside a call to the connection."""
 
-    def on_deliver(self, method: bytes, properties: Properties, body: bytes) -> None:
+    def on_deliver(self, method: bytes, properties: Properties, body: bytes | bytearray) -> None:
         """A message for a consumer; `method` is the payload of its method frame."""
 
     def on_return(self, method: bytes, properties: Properties) -> None:
@@ -118,11 +122,13 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._unread = b""
-        self._unwritten: list[bytes] = []
+        self._unwritten: deque[bytes | Iterator[bytes]] = deque()
+        self._full = False  # the socket takes nothing for now
         self._content_method = b""  # of the message that is being received, as are its properties and body
         self._content_properties = Properties()
         self._content_missing = 0  # bytes
-        self._content_parts: list[bytes] = []
+        self._content_body: bytearray | None = None  # of the whole size, once a part of it has come
+        self._part_missing = 0  # bytes of a body frame that has begun, its end included
         self._closed_by_broker: tuple[int, str] | None = None
         self._loss = ""  # why the socket closed
         self._ended = False
@@ -158,15 +164,15 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
     @property
     def receiving(self) -> bool:
         """Whether a message has begun to come whose body is not here yet."""
-        return self._content_missing > 0
+        return self._content_missing > 0 or self._part_missing > 0
 
     @property
     def largest_body(self) -> int:
         """Bytes of a message's body that fit one frame."""
         return self._body_max_length
 
-    def send(self, data: bytes) -> None:
-        """Write `data` at the end of this turn of the loop."""
+    def send(self, data: bytes | Iterator[bytes]) -> None:
+        """Write `data` at the end of this turn of the loop; of several pieces each when the socket takes it."""
         if not self._unwritten:
             self._loop.call_soon(self._flush)
         self._unwritten.append(data)
@@ -201,6 +207,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
+        self._unwritten.clear()
         if self._abort_timer is not None:
             self._abort_timer.cancel()
         cause = error or self._error
@@ -214,11 +221,20 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         finally:  # whatever a callback raises
             self.gone.set_result(None)
 
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        self._flush()
+
     def data_received(self, data: bytes) -> None:
         self.bytes_received += len(data)  # pika's heartbeat checker watches it
+        position = 0
         if self._unread:
             data = self._unread + data
-        position = 0
+        elif self._part_missing:
+            position = self._take_part(data, 0)
         size = len(data)
         while size - position > frames.FRAME_HEAD_SIZE:
             kind, channel, length = frames.FRAME_HEAD.unpack_from(data, position)
@@ -227,12 +243,22 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
                 return
             start = position + frames.FRAME_HEAD_SIZE
             end = start + length
+            is_body = kind == frames.BODY and channel == frames.CHANNEL
+            if is_body and not 0 < length <= self._content_missing:
+                self._refuse("a body frame came that belongs to no message")
+                return
             if end >= size:
+                if is_body and length >= PART:
+                    self._part_missing = length + 1
+                    self._take_part(data, start)
+                    position = size
                 break
             if data[end] != frames.FRAME_END:
-                self._refuse("a frame did not end where it should")
+                self._refuse(_BAD_END)
                 return
-            if channel != frames.CHANNEL or not self._take(kind, data[start:end]):
+            if is_body:
+                self._take_body(data, start, end)
+            elif channel != frames.CHANNEL or not self._take(kind, data[start:end]):
                 self._pass_on(data[position : end + 1])
             position = end + 1
         self._unread = data[position:]
@@ -261,19 +287,47 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
             self._content_missing, self._content_properties = frames.read_content_header(payload)
             if not self._content_missing:
                 self._on_content(b"")
-        elif kind == frames.BODY:
-            self._content_missing -= len(payload)
-            if self._content_missing:
-                self._content_parts.append(payload)
-            elif self._content_parts:
-                body = b"".join((*self._content_parts, payload))
-                self._content_parts.clear()
-                self._on_content(body)
-            else:
-                self._on_content(payload)
         return True
 
-    def _on_content(self, body: bytes) -> None:
+    def _take_body(self, data: bytes, start: int, end: int) -> None:
+        """Deal with a body frame, whose payload that is."""
+        if self._content_missing == end - start and self._content_body is None:
+            self._content_missing = 0
+            self._on_content(data[start:end])
+        else:
+            self._keep_body(data, start, end)
+            self._end_body_frame()
+
+    def _take_part(self, data: bytes, start: int) -> int:
+        """Deal with what `data` has, from `start` on, of a body frame that is not whole yet; where that ends."""
+        end = min(start + self._part_missing - 1, len(data))
+        self._keep_body(data, start, end)
+        self._part_missing -= end - start
+        if end == len(data):
+            return end
+        self._part_missing = 0
+        if data[end] != frames.FRAME_END:
+            self._refuse(_BAD_END)
+            return len(data)
+        self._end_body_frame()
+        return end + 1
+
+    def _keep_body(self, data: bytes, start: int, end: int) -> None:
+        body = self._content_body
+        if body is None:
+            body = self._content_body = bytearray(self._content_missing)
+        filled = len(body) - self._content_missing
+        self._content_missing -= end - start
+        # Through a memoryview: assigning to a slice of a bytearray copies what it is given first.
+        memoryview(body)[filled : filled + end - start] = memoryview(data)[start:end]
+
+    def _end_body_frame(self) -> None:
+        body = self._content_body
+        if body is not None and not self._content_missing:
+            self._content_body = None
+            self._on_content(body)
+
+    def _on_content(self, body: bytes | bytearray) -> None:
         method = self._content_method
         if frames.read_method(method) == frames.DELIVER:
             self._events.on_deliver(method, self._content_properties, body)
@@ -281,13 +335,17 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
             self._events.on_return(method, self._content_properties)
 
     def _flush(self) -> None:
-        pieces, self._unwritten = self._unwritten, []
         transport = self._transport
         if transport is None or transport.is_closing():
+            self._unwritten.clear()
             return
         small: list[bytes] = []
-        for piece in pieces:
-            if len(piece) < LARGE:
+        while self._unwritten and not self._full:
+            data = self._unwritten[0]
+            piece = data if isinstance(data, bytes) else next(data, b"")
+            if piece is data or not piece:
+                self._unwritten.popleft()
+            if len(piece) < LARGE:  # also the nothing that ends several pieces
                 small.append(piece)
                 continue
             if small:

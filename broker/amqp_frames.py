@@ -1,7 +1,7 @@
 """The frames that come by the thousand: publishes and acks out, deliveries, returns and confirms in. Pure.
 
     frame    type (1 byte), channel (2), size of the payload (4), payload, 0xCE
-    publish  a method frame, a header frame (size of the body, properties), body frames of up to frame_max − 8
+    publish  a method frame, a header frame (size of the body, properties), body frames of up to `largest` bytes of it
     delivery the same three
 
 Everything else AMQP says is rare and left to pika. These are done here for two reasons: pika takes twice as long over
@@ -14,7 +14,7 @@ that whoever checks it finds it wrong, not absent.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import DecimalException
 from functools import lru_cache
 from typing import Any
@@ -74,9 +74,10 @@ _UNREADABLE = (
 )
 
 
-def publish_frames(message: Message, largest_body: int) -> list[bytes]:
-    """The frames that publish `message` as mandatory. A body over `largest_body` bytes takes several.
+def publish_frames(message: Message, largest: int) -> bytes | Iterator[bytes]:
+    """The frames that publish `message` as mandatory: one piece, or several if its body needs several frames.
 
+    Each of several is made when it is asked for, so that a large body is not in memory twice.
     A direct reply is not mandatory: RabbitMQ 4.0 delivers it and returns it all the same, as no queue is bound.
     The message must have passed `broker.limits.check_message`.
     """
@@ -85,14 +86,18 @@ def publish_frames(message: Message, largest_body: int) -> list[bytes]:
     method = _publish_method(message.exchange, message.routing_key)
     header = _content_header(message.properties, size)
     head = FRAME_HEAD.pack(HEADER, CHANNEL, len(header))
-    if 0 < size <= largest_body:
-        return [b"".join((method, head, header, _END, FRAME_HEAD.pack(BODY, CHANNEL, size), body, _END))]
-    frames = [b"".join((method, head, header, _END))]
-    view = memoryview(body)
-    for start in range(0, size, largest_body):
-        part = view[start : start + largest_body]
-        frames.append(b"".join((FRAME_HEAD.pack(BODY, CHANNEL, len(part)), part, _END)))
-    return frames
+    if size == 0:
+        return b"".join((method, head, header, _END))
+    if size <= largest:
+        return b"".join((method, head, header, _END, FRAME_HEAD.pack(BODY, CHANNEL, size), body, _END))
+    return _several(b"".join((method, head, header, _END)), memoryview(body), largest)
+
+
+def _several(first: bytes, body: memoryview, largest: int) -> Iterator[bytes]:
+    for start in range(0, len(body), largest):
+        part = body[start : start + largest]
+        yield b"".join((first, FRAME_HEAD.pack(BODY, CHANNEL, len(part)), part, _END))
+        first = b""
 
 
 @lru_cache(maxsize=1024)

@@ -58,7 +58,10 @@ class ChannelClosed(BrokerError):
 
 @dataclass(slots=True, kw_only=True)  # not frozen, which would double what making one takes
 class Message:
-    """What is published: `body` travels byte for byte. The default exchange is the empty name."""
+    """What is published: `body` travels byte for byte. The default exchange is the empty name.
+
+    Once it was published nobody writes to its body any more: it may be sent later.
+    """
 
     exchange: str
     routing_key: str
@@ -74,7 +77,7 @@ class Delivery:
     closed does nothing: the broker delivers the message again.
     """
 
-    body: bytes
+    body: bytes | bytearray
     properties: Properties
     exchange: str
     routing_key: str

@@ -286,14 +286,6 @@ class MemoryChannel:
         broker._check_loop()
         self._check_open()
         check_message(message)
-        if type(message.body) is not bytes:
-            # Whoever published it may go on writing to it.
-            message = Message(
-                exchange=message.exchange,
-                routing_key=message.routing_key,
-                body=bytes(message.body),
-                properties=message.properties,
-            )
         future: asyncio.Future[None] = self._loop.create_future()
         if message.properties.reply_to == DIRECT_REPLY_TO:
             # declare_reply_queue gives out addresses of their own, so nobody consumes this one.
@@ -420,7 +412,7 @@ class MemoryChannel:
             self._unacked[tag] = assignment
         message = entry.message
         delivery = Delivery(
-            body=bytes(message.body),  # bytes already: publish() saw to that
+            body=message.body,
             properties=message.properties,
             exchange=message.exchange,
             routing_key=message.routing_key,

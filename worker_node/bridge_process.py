@@ -29,6 +29,7 @@ from bridge_protocol.errors import FrameError, escape
 from bridge_protocol.frames import HEADER_SIZE, FrameDecoder
 from worker_node.core.noise import guess, guess_unfinished
 from worker_node.environment import PROTOCOL_FDS
+from worker_node.pipe import USUAL_SIZE, widen
 from worker_node.process_status import peak_resident
 from worker_node.stderr import StderrLines
 
@@ -149,6 +150,7 @@ class BridgeProcess:
         self._write_late: asyncio.TimerHandle | None = None  # while a frame waits to be read
         self._read_at = 0.0  # when the bridge last read some of what waits
         self._frame_late: asyncio.TimerHandle | None = None  # while a frame has begun and not ended
+        self._narrow: set[int] = set()  # pipes that never overflowed
         self._held = False  # its frames are not read for now
         self._left = False  # since it was held: some may have been read, and not reported
         self._broken: FrameError | None = None
@@ -194,6 +196,7 @@ class BridgeProcess:
             ours.pop_all()
         for descriptor in (self._stdin, self._stdout, self._errors):
             os.set_blocking(descriptor, False)
+        self._narrow |= {self._stdin, self._stdout}
         self._reading = {self._stdout: self._read_stdout, self._errors: self._read_stderr}
         for descriptor, reader in self._reading.items():
             self._loop.add_reader(descriptor, reader)
@@ -332,6 +335,8 @@ class BridgeProcess:
         """Write what is new, if nothing older waits for the pipe; and from then on as soon as that takes more."""
         if self._unwritten and not self._writing:
             self._write()
+            if self._unwritten and self._widen(self._stdin):
+                self._write()
             if self._unwritten:
                 self._writing = True
                 self._loop.add_writer(self._stdin, self._write_on)
@@ -365,9 +370,27 @@ class BridgeProcess:
             self._report_left()
             if self._held:
                 return
+        if (room := self._decoder.room) is not None:
+            self._read_into(room)
+            return
         data = self._read(self._stdout)
         if data is not None:
+            self._widen_if_full(len(data))
             self._receive(data)
+
+    def _read_into(self, room: memoryview) -> None:
+        """Read the rest of a large frame, or some of it, to where it belongs."""
+        try:
+            size = os.readv(self._stdout, (room,))
+        except BlockingIOError:
+            return
+        if size:
+            self._widen_if_full(size)
+            self._decoder.filled(size)
+            self._report()
+        else:
+            self._stop_reading(self._stdout)
+            self._receive(b"")
 
     def _receive(self, data: bytes) -> None:
         """Take what its stdout gave; empty: the end of that."""
@@ -415,6 +438,18 @@ class BridgeProcess:
         if self._verdict is None:
             self._verdict = self._loop.call_later(CLOSED_SECONDS if closed else QUOTE_SECONDS, self._tell)
             self._on_doomed()
+
+    def _widen(self, descriptor: int) -> bool:
+        """Widen a pipe that overflows; whether it is wider now than it was."""
+        if descriptor not in self._narrow:
+            return False
+        self._narrow.discard(descriptor)
+        return widen(descriptor)
+
+    def _widen_if_full(self, size: int) -> None:
+        """So much was in its stdout."""
+        if size >= USUAL_SIZE:
+            self._widen(self._stdout)
 
     def _read_stderr(self) -> None:
         data = self._read(self._errors)

@@ -256,7 +256,7 @@ class Bridges:
             return
         starting = self._pool.slots[bridge.slot].phase is Phase.STARTING
         try:
-            message = messages.decode_message(payload)
+            message = messages.survey_message(payload)
             if starting:
                 self._greeted(bridge, message)
                 return

@@ -40,7 +40,7 @@ class Work(Ticket):
         return self.delivery.properties.message_id or str(self.request_id)
 
     @property
-    def body(self) -> bytes:
+    def body(self) -> bytes | bytearray:
         """What the bridge is given, but for the attempt."""
         return self.payload or self.delivery.body
 

@@ -8,7 +8,8 @@ import math
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime
 from enum import Enum, IntEnum, StrEnum
@@ -146,14 +147,40 @@ def strictly(payload: bytes) -> dict[str, Any]:
     return value  # type: ignore[no-any-return]  # it begins with a brace
 
 
+@contextmanager
+def long_from(size: int) -> Iterator[None]:
+    """Texts of `size` bytes are long ones, and looked at in pieces of so many."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LONG", size), ("LARGE", 0), ("PIECE", size)):
+            patch.setattr(codec, name, value)
+        yield
+
+
+def surveyed(found: Any, value: Any) -> bool:
+    """Whether `found` is `value`, but for texts of which there is nothing left."""
+    if isinstance(value, dict) and isinstance(found, dict):
+        return found.keys() == value.keys() and all(surveyed(found[key], value[key]) for key in value)
+    if isinstance(value, list) and isinstance(found, list):
+        return len(found) == len(value) and all(map(surveyed, found, value))
+    return same(found, value) or (isinstance(value, str) and found == "")
+
+
 def agree(payload: bytes) -> bool:
     """Whether the codec and the strict reading agree on `payload`, and accept it. Fails if they do not agree."""
     try:
         value = strictly(payload)
     except (ValueError, RecursionError, Refused):
-        with pytest.raises(FrameError):
-            codec.decode(payload)
+        for size in (1, 3):
+            with long_from(size):
+                with pytest.raises(FrameError):
+                    codec.decode(payload)
+                with pytest.raises(FrameError):
+                    codec.survey(payload)
         return False
+    for size in (1, 3):
+        with long_from(size):
+            assert same(codec.decode(payload), value)
+            assert surveyed(codec.survey(payload), value)
     assert same(codec.decode(payload), value)
     assert same(orjson.loads(payload), value)
     assert same(json.loads(payload), value)
@@ -264,6 +291,93 @@ def test_what_is_encoded_is_decoded(value: dict[str, Any]) -> None:
 def test_floats_with_any_number_of_digits_are_read_alike(number: float, digits: int) -> None:
     agree(b'{"a":%s}' % f"{number:.{digits}e}".encode())
     agree(b'{"a":%s}' % f"{number:.{digits}f}".encode())
+
+
+# ---- long texts
+
+
+SMALL = 64  # bytes of a piece, here
+PLACES = range(SMALL - 16, SMALL + 16)
+
+
+@pytest.mark.parametrize("character", [r"\ud83d\ude00", r"\u00e4", r"\\", r"\"", "😀", "ä", "x"])
+def test_a_long_text_is_looked_at_whole_wherever_its_pieces_end(character: str) -> None:
+    for place in PLACES:
+        payload = b'{"a":"%s","b":1}' % ("y" * place + character * 40).encode()
+        with long_from(SMALL):
+            whole = codec.decode(payload)
+            assert same(whole, json.loads(payload))
+            # Where a text ends is not looked for behind many escapes.
+            assert codec.survey(payload) == ({**whole, "a": ""} if character not in (r"\\", r"\"") else whole)
+
+
+@pytest.mark.parametrize("wrong", [r"\ud83d", r"\ud83dy\ude00", r"\x", "\n", "\0", "\x1f"])
+def test_what_no_text_may_hold_is_found_wherever_the_pieces_end(wrong: str) -> None:
+    for place in PLACES:
+        payload = b'{"a":"%s","b":1}' % ("y" * place + wrong + "y" * 100).encode()
+        with long_from(SMALL), pytest.raises(FrameError) as refused:
+            codec.survey(payload)
+        assert refused.value.kind is FrameKind.BAD_JSON
+
+
+@pytest.mark.parametrize("wrong", [b"\xff", b"\xe2\x82", b"\xed\xa0\x80", b"\x80", b"\xf0\x9f\x98"])
+def test_what_is_no_utf8_is_found_wherever_the_pieces_end_and_quoted(wrong: bytes) -> None:
+    for place in PLACES:
+        payload = b'{"a":"%s%s%s","b":1}' % (b"y" * place, wrong, b"y" * 100)
+        with long_from(SMALL), pytest.raises(FrameError) as refused:
+            codec.survey(payload)
+        assert refused.value.kind is FrameKind.BAD_UTF8
+        assert refused.value.preview.startswith(wrong)
+
+
+LONG_TEXT = "[{null" * 4000
+LONG_BYTES = LONG_TEXT.encode()
+
+
+def test_what_stands_beside_a_long_text_is_checked_as_ever() -> None:
+    deep = b'{"t":"%s","a":%s}' % (LONG_BYTES, b"[" * 200 + b"]" * 200)
+    for payload, kind in (
+        (b'{"t":"%s","a":18446744073709551616}' % LONG_BYTES, FrameKind.BAD_JSON),
+        (b'{"a":1,"t":"%s","a":2}' % LONG_BYTES, FrameKind.BAD_ENVELOPE),
+        (b'{"t":"%s","t":"%s"}' % (LONG_BYTES, LONG_BYTES), FrameKind.BAD_ENVELOPE),
+        (b'{"%s":1,"%s":2}' % (LONG_BYTES, LONG_BYTES), FrameKind.BAD_ENVELOPE),
+        (b'{"t":"%s","a":}' % LONG_BYTES, FrameKind.BAD_JSON),
+        (b'{"t":"%s"' % LONG_BYTES, FrameKind.BAD_JSON),
+        (b'{"t":"%s' % LONG_BYTES, FrameKind.BAD_JSON),
+        (deep, FrameKind.TOO_DEEP),
+    ):
+        for read in (codec.decode, codec.survey):
+            with pytest.raises(FrameError) as refused:
+                read(payload)
+            assert refused.value.kind is kind
+    accepted = b'{"%s": 1, "%s?": 2, "t": "%s"}' % (LONG_BYTES, LONG_BYTES, LONG_BYTES)
+    assert codec.decode(accepted) == {LONG_TEXT: 1, LONG_TEXT + "?": 2, "t": LONG_TEXT}
+    assert codec.survey(accepted) == {LONG_TEXT: 1, LONG_TEXT + "?": 2, "t": ""}
+
+
+def test_nan_is_refused_and_depth_counted_beside_a_long_text() -> None:
+    assert codec.decode(codec.encode({"t": LONG_TEXT, "a": None})) == {"t": LONG_TEXT, "a": None}
+    assert json.loads(codec.encode(LONG_TEXT)) == LONG_TEXT
+    for value in (NAN, [[NAN]], {"b": INFINITY}):
+        with pytest.raises(ValueError, match="NaN"):
+            codec.encode({"a": value, "t": LONG_TEXT})
+    deep: list[Any] = []
+    for _ in range(codec.MAX_DEPTH):
+        deep = [deep]
+    with pytest.raises(ValueError, match="deeper"):
+        codec.encode({"t": LONG_TEXT, "a": deep})
+
+
+def test_a_survey_takes_no_memory_for_long_texts() -> None:
+    payload = codec.encode({"id": 7, "args": {"text": "ä" * 4 * MIB, "more": ["x" * MIB, 1]}})
+    tracemalloc.start()
+    try:
+        found = codec.survey(payload)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found == {"id": 7, "args": {"text": "", "more": ["", 1]}}
+    assert peak < MIB
 
 
 # ---- encode
@@ -463,13 +577,15 @@ def test_a_hostile_payload_takes_less_than_a_second_of_cpu_per_mib(name: str) ->
     size = 16 * MIB if soak else MIB // 4
     payload = HOSTILE[name](size)
 
-    def cost() -> float:
+    def cost(read: Callable[[bytes], Any]) -> float:
         started = time.process_time()
-        refusal(payload)
+        with suppress(FrameError):
+            read(payload)
         return time.process_time() - started
 
     # The least of three: in a large process one of them may pay for a whole garbage collection.
-    assert min(cost() for _ in range(3)) < size / MIB
+    for read in (codec.decode, codec.survey):
+        assert min(cost(read) for _ in range(3)) < size / MIB
 
 
 @pytest.mark.parametrize("name", ["a string of brackets", "a string of backslashes", "a string of escaped quotes"])

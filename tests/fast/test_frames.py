@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tracemalloc
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -13,23 +13,54 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from vectors import cases, octets
 
+from bridge_protocol import frames
 from bridge_protocol.errors import FrameError, FrameKind
-from bridge_protocol.frames import DEFAULT_LIMIT, HEADER_SIZE, LIMIT_CEILING, FrameDecoder, encode_frame
+from bridge_protocol.frames import DEFAULT_LIMIT, HEADER_SIZE, LARGE, LIMIT_CEILING, FrameDecoder, encode_frame
 
 FRAMES = cases("frames.json")
 Outcome = tuple[list[bytes], FrameKind | None, str | None]
 
 
-def read(stream: Iterable[bytes], limit: int) -> Outcome:
+def receive_all(decoder: FrameDecoder, piece: bytes) -> Iterator[None]:
+    decoder.receive(piece)
+    yield
+
+
+def receive_into_room(decoder: FrameDecoder, piece: bytes) -> Iterator[None]:
+    """As who reads from a pipe that holds `piece`, and into room where there is some."""
+    while piece:
+        room = decoder.room
+        if room is None:
+            decoder.receive(piece)
+            piece = b""
+        else:
+            size = min(len(room), len(piece))
+            room[:size] = piece[:size]
+            del room
+            decoder.filled(size)
+            piece = piece[size:]
+        yield
+
+
+def read_into_room(stream: Iterable[bytes], limit: int) -> Outcome:
+    """What `read` gives, with room for whatever is missing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(frames, "LARGE", 1)
+        return read(stream, limit, receive_into_room)
+
+
+def read(
+    stream: Iterable[bytes], limit: int, receive: Callable[[FrameDecoder, bytes], Iterator[None]] = receive_all
+) -> Outcome:
     """The payloads in `stream`, the error that followed, and whether it came at the "bytes" or at the "end"."""
     decoder = FrameDecoder(limit)
     payloads: list[bytes] = []
     at = "bytes"
     try:
         for piece in stream:
-            decoder.receive(piece)
-            while (payload := decoder.next()) is not None:
-                payloads.append(bytes(payload))
+            for _ in receive(decoder, piece):
+                while (payload := decoder.next()) is not None:
+                    payloads.append(bytes(payload))
         at = "end"
         decoder.receive_eof()
     except FrameError as error:
@@ -56,12 +87,16 @@ def test_a_stream_gives_the_same_however_it_is_cut(case: dict[str, Any]) -> None
     stream, limit = octets(case["stream"]), case["limit"]
     assert read([stream], limit) == expected(case)
     assert read(one_by_one(stream), limit) == expected(case)
+    assert read_into_room([stream], limit) == expected(case)
+    assert read_into_room(one_by_one(stream), limit) == expected(case)
     for place in range(min(len(stream), 100)):
         assert read(cut(stream, [place]), limit) == expected(case)
+        assert read_into_room(cut(stream, [place]), limit) == expected(case)
     chance = random.Random(case["name"])
     for _ in range(10):
         places = [chance.randrange(len(stream) + 1) for _ in range(chance.randrange(8))]
         assert read(cut(stream, places), limit) == expected(case), places
+        assert read_into_room(cut(stream, places), limit) == expected(case), places
 
 
 @pytest.mark.parametrize("case", [case for case in FRAMES if case.values[0]["error"] is None])
@@ -201,6 +236,30 @@ def test_what_was_handed_out_is_the_callers_own() -> None:
     assert decoder.next() == b'{"a":1}'
 
 
+def test_only_the_rest_of_a_large_frame_has_room() -> None:
+    decoder = FrameDecoder()
+    assert decoder.room is None
+    for size, there_is_room in ((LARGE, False), (LARGE + 1, True)):
+        decoder.receive(size.to_bytes(HEADER_SIZE, "big") + b"{")
+        assert decoder.room is None
+        assert decoder.next() is None
+        assert (decoder.room is not None) is there_is_room
+        rest = b"x" * (size - 1)
+        if (room := decoder.room) is not None:
+            assert len(room) == size - 1
+            room[:10] = rest[:10]
+            del room
+            decoder.filled(10)
+            assert decoder.begun() == (b"{" + rest[:10], size - 11)
+            assert decoder.room is None  # what is missing is not much any more
+            rest = rest[10:]
+        decoder.receive(rest)
+        payload = decoder.next()
+        assert payload == b"{" + b"x" * (size - 1)
+        assert isinstance(payload, bytearray)
+        payload.append(0)  # nobody else has a hold of it
+
+
 @pytest.mark.parametrize("size", [1, 1000, 4096, 65536])
 def test_memory_of_a_partly_received_frame(size: int) -> None:
     """Never more than the limit and 64 KiB, whatever the reads."""
@@ -266,6 +325,7 @@ def test_any_bytes_give_payloads_or_one_frame_error_however_cut(stream: bytes, d
     if data is not None:
         places = data.draw(st.lists(st.integers(0, len(stream)), max_size=8))
         assert read(cut(stream, places), 64) == whole
+        assert read_into_room(cut(stream, places), 64) == whole
     payloads, kind, _ = whole
     assert all(payload.startswith(b"{") for payload in payloads)
     written = b"".join(encode_frame(payload) for payload in payloads)

@@ -150,17 +150,6 @@ async def test_a_publish_its_caller_gave_up_harms_nobody(channel: MemoryChannel)
     assert given_up.cancelled()
 
 
-async def test_a_body_may_be_written_to_after_it_was_published(channel: MemoryChannel) -> None:
-    body = bytearray(b"before")
-    await channel.publish(replace(message(), body=body), timeout=1)
-    body[:] = b"after!"
-    assert owner_messages(channel)[0].body == b"before"
-
-
-def owner_messages(channel: MemoryChannel) -> list[Message]:
-    return channel._broker.messages("work")
-
-
 async def test_an_exception_of_a_callback_closes_its_channel_only(owner: Owner, channel: MemoryChannel) -> None:
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))

@@ -68,10 +68,27 @@ def test_what_a_bridge_says_is_read_and_written(case: dict[str, Any]) -> None:
         with pytest.raises(FrameError) as refused:
             messages.decode_message(payload)
         assert refused.value.kind == case["error"]
+        with pytest.raises(FrameError) as refused:
+            messages.survey_message(payload)
+        assert refused.value.kind == case["error"]
         return
     said = message(case["kind"], case["fields"])
     assert messages.decode_message(payload) == messages.decode_message(bytearray(payload)) == said
+    assert messages.survey_message(payload) == said
     assert (written(said) == payload) == case["canonical"]
+
+
+def test_a_survey_leaves_out_long_texts_but_those_of_failures() -> None:
+    text = "long" * codec.LONG
+    info = ErrorInfo(type="T", message=text, traceback=text, details={"a": text})
+    failure = Failure(id=7, error=text, info=info)
+    for said, surveyed in (
+        (Result(id=7, result=[text, 1], recycle=True), Result(id=7, result=["", 1], recycle=True)),
+        (Chunk(id=7, seq=3, data={"a": text}), Chunk(id=7, seq=3, data={"a": ""})),
+        (Progress(id=7, data=text), Progress(id=7, data="")),
+        (failure, failure),
+    ):
+        assert messages.survey_message(written(said)) == surveyed
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridge_protocol.errors import FrameError, FrameKind
-from bridge_protocol.frames import encode_frame
+from bridge_protocol.frames import LARGE, encode_frame
 from bridge_protocol.messages import CANCEL, Request, encode_request
 from bridge_sdk.inbox import MAX_REMEMBERED, Inbox
 
@@ -27,6 +27,23 @@ def test_requests_come_out_in_order_however_they_were_cut() -> None:
     for position in range(len(data)):
         assert bytewise.receive(data[position : position + 1]) == []
     assert waiting(whole) == waiting(bytewise) == [1, 2, 3]
+
+
+def test_the_rest_of_a_large_request_is_read_to_where_it_belongs() -> None:
+    data = frame(1, text="x" * 2 * LARGE) + frame(2)
+    inbox = Inbox()
+    assert inbox.room is None
+    assert inbox.receive(data[:100]) == []
+    end = 100
+    while (room := inbox.room) is not None:
+        room[:1000] = data[end : end + 1000]
+        del room
+        inbox.filled(1000)
+        assert inbox.receive(b"") == []
+        end += 1000
+    assert waiting(inbox) == []
+    assert inbox.receive(data[end:]) == []
+    assert waiting(inbox) == [1, 2]
 
 
 def test_a_cancel_is_handed_out_and_is_no_request() -> None:

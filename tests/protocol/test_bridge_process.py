@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import fcntl
 import os
 import re
 import resource
@@ -20,6 +21,7 @@ from rig import PATIENCE, PYTHON, descriptors, foreign, misbehave, until
 from bridge_protocol.errors import FrameKind
 from bridge_protocol.frames import DEFAULT_LIMIT
 from bridge_protocol.messages import Request, Result, decode_message, encode_request
+from worker_node import pipe
 from worker_node.bridge_process import (
     HELD_UP,
     QUOTE_BYTES,
@@ -30,6 +32,7 @@ from worker_node.bridge_process import (
     Garbage,
     Stall,
 )
+from worker_node.pipe import USUAL_SIZE, WIDE_SIZE
 
 MEGABYTE = 1024 * 1024
 
@@ -562,6 +565,53 @@ async def test_ten_megabytes_go_both_ways_at_once(witness: Witness) -> None:
     assert all(len(payload) > 10 * MEGABYTE for payload in witness.said("payload"))
     process.end_input()
     assert (await witness.end()).code == 0
+
+
+def pipe_size(descriptor: int) -> int:
+    return fcntl.fcntl(descriptor, fcntl.F_GETPIPE_SZ)
+
+
+async def test_a_pipe_is_widened_when_it_overflows_and_only_then(witness: Witness) -> None:
+    process = witness.start(shell("exec cat"))
+    pipes = process._stdin, process._stdout
+    process.send(b"{%s}" % (b"x" * 1000))
+    await until(lambda: len(witness.said("payload")) == 1)
+    assert [pipe_size(each) for each in pipes] == [USUAL_SIZE, USUAL_SIZE]
+    process.send(b"{%s}" % (b"x" * USUAL_SIZE))
+    await until(lambda: len(witness.said("payload")) == 2)
+    assert pipe_size(process._stdin) == WIDE_SIZE
+    process.send(b"{%s}" % (b"x" * 10 * MEGABYTE))
+    await until(lambda: pipe_size(process._stdout) == WIDE_SIZE)
+
+
+async def test_pipes_that_cannot_be_widened_carry_as_much(witness: Witness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipe, "WIDE_SIZE", 2**40)
+    process = witness.start(shell("exec cat"))
+    payloads = [b"{%s}" % (b"%d" % number * size) for number, size in enumerate((USUAL_SIZE, 3 * MEGABYTE, 10))]
+    for payload in payloads:
+        process.send(payload)
+    await until(lambda: len(witness.said("payload")) == 3)
+    assert witness.said("payload") == payloads
+
+
+@pytest.mark.parametrize("piece", [1, 1000, USUAL_SIZE + 1])
+async def test_a_large_frame_is_the_same_however_it_is_written(witness: Witness, piece: int) -> None:
+    size = 3 * USUAL_SIZE
+    program = (
+        f"import os; size = {size}; piece = {piece}\n"
+        "payload = b'{' + bytes(range(32, 127)) * (size // 95) + b'}'\n"
+        "frame = len(payload).to_bytes(4, 'big') + payload\n"
+        "stream = frame + frame + b'\\0\\0\\0\\2{}'\n"
+        "view = memoryview(stream)\n"
+        "for at in range(0, len(stream), piece):\n"
+        "    rest = view[at : at + piece]\n"
+        "    while rest:\n"
+        "        rest = rest[os.write(1, rest):]\n"
+    )
+    witness.start((*PYTHON, "-c", program))
+    await witness.end()
+    large = b"{" + bytes(range(32, 127)) * (size // 95) + b"}"
+    assert witness.said("payload") == [large, large, b"{}"]
 
 
 async def test_writing_to_a_process_that_does_not_read_returns_at_once(witness: Witness) -> None:

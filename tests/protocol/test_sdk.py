@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import random
 import select
 import signal
@@ -967,6 +968,54 @@ def test_a_synchronous_bridge_imports_neither_asyncio_nor_pika(start: Start) -> 
     loaded = set(client.call("loaded"))
     assert {"bridge_sdk", "bridge_protocol", "orjson"} <= loaded
     assert not loaded & {"asyncio", "pika", "pydantic", "worker_node", "producer", "broker", "quaybridge", "traceback"}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
+def test_memory_that_a_request_took_is_there_for_the_next(start: Start) -> None:
+    client = start(
+        """
+        @bridge.command
+        def echo(text: str) -> dict:
+            return {"text": text}
+
+        bridge.serve()
+        """
+    )
+
+    def faults() -> int:
+        """How many new pages it was given; field 10 of proc(5)'s stat, of which the second may hold spaces."""
+        return int(Path(f"/proc/{client.process.pid}/stat").read_text().rpartition(")")[2].split()[7])
+
+    text = "x" * 64 * 1024
+    for _ in range(20):
+        client.call("echo", text=text)
+    before = faults()
+    for _ in range(100):
+        client.call("echo", text=text)
+    assert faults() - before < 100 * 5
+
+
+@pytest.mark.parametrize("sockets", [False, True])
+@pytest.mark.parametrize("size", [65_000, 66_000, 200_000, 1_000_000, 9_000_000])
+def test_a_request_of_any_size_comes_whole_between_others(start: Start, size: int, sockets: bool) -> None:
+    client = start(TEN_LINES, sockets=sockets)
+    text = random.Random(size).choice("abc") * size
+    small, large = frame(1, "shout", {"text": "a"}), frame(2, "shout", {"text": text})
+    chance = random.Random(size)
+    stream = small + large + small.replace(b'"id":1', b'"id":3')
+    writing = threading.Thread(target=_write_in_pieces, args=(client, stream, chance))
+    writing.start()
+    results = [client.receive() for _ in range(3)]
+    writing.join()
+    assert results == [Result(id=1, result="A"), Result(id=2, result=text.upper()), Result(id=3, result="A")]
+
+
+def _write_in_pieces(client: Client, stream: bytes, chance: random.Random) -> None:
+    at = 0
+    while at < len(stream):
+        end = at + chance.choice((1, 10, 5_000, 65_536, 300_000))
+        client.write(stream[at:end])
+        at = end
 
 
 def test_importing_costs_less_than_60_ms_of_processor_time(tmp_path: Path) -> None:

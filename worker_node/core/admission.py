@@ -73,7 +73,7 @@ def reply_address(properties: Properties) -> str | None:
 
 
 def admit(
-    body: bytes, properties: Properties, *, limit: int, max_attempts: int, partition: int | None = None
+    body: bytes | bytearray, properties: Properties, *, limit: int, max_attempts: int, partition: int | None = None
 ) -> Admitted | Refused:
     """Judge one message by its body and its envelope; `limit` is the largest body in bytes.
 
@@ -84,7 +84,7 @@ def admit(
             fault=Fault(code=Code.TOO_LARGE, message=f"a request of {len(body):,} bytes, the limit is {limit:,}")
         )
     try:
-        decoded = codec.decode(body)
+        decoded = codec.survey(body)
         request = messages.read_request(decoded)
         claim = read_claim(decoded, "args")
     except FrameError as error:

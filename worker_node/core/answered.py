@@ -11,7 +11,7 @@ from collections import OrderedDict
 from worker_node.core.admission import Identity
 
 # The request, what it was answered with, and when.
-_Answer = tuple[bytes, bytes | bytearray, float]
+_Answer = tuple[bytes | bytearray, bytes | bytearray, float]
 
 
 class Answered:
@@ -38,7 +38,7 @@ class Answered:
         self._most_bytes = bytes
         self._age = age
 
-    def keep(self, identity: Identity, request: bytes, payload: bytes | bytearray, now: float) -> None:
+    def keep(self, identity: Identity, request: bytes | bytearray, payload: bytes | bytearray, now: float) -> None:
         """`request` was answered with `payload`, which nobody changes any more."""
         answers = self._answers
         if (earlier := answers.pop(identity, None)) is not None:
@@ -53,7 +53,7 @@ class Answered:
             _, forgotten = answers.popitem(last=False)
             self._size -= _size(forgotten)
 
-    def find(self, identity: Identity, request: bytes, now: float) -> bytes | bytearray | None:
+    def find(self, identity: Identity, request: bytes | bytearray, now: float) -> bytes | bytearray | None:
         """What `request` was answered with, if that is known still."""
         answer = self._answers.get(identity)
         if answer is None:
