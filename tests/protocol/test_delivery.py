@@ -467,6 +467,9 @@ async def test_a_request_that_becomes_late_while_it_waits_in_the_node_is_not_run
     service = await rig.serve(raw.bridge())
     for _ in range(64):
         service.lookahead.ran(0.012)  # so that four are held in waiting
+    (node,) = rig.nodes
+    node._adjust()  # at once, not when it looks next
+    await node._adjusted()
     await raw.send("long", seconds=1.0)
     await until(lambda: raw.began)
     await raw.send("late", deadline=int(time.time() * 1000) + 500)
