@@ -51,6 +51,7 @@ from producer.window import Window
 # Before an idempotent request is published again; doubles with each further time. The connection has its own pauses.
 FIRST_PAUSE = 0.1  # seconds
 LONGEST_PAUSE = 5.0  # seconds
+REMEMBERED_STREAMS = 1000  # that ended
 CANCEL_AGAIN = 5.0  # seconds until nodes are told again: one may have come, or come back, since
 
 _NOT_FOUND = 404
@@ -94,6 +95,7 @@ class Sender:
         self._exchange_seen = False  # by this channel: a publish that finds none was taken by nobody
         self._served: set[str] = set()  # services whose queue was looked for, and found
         self._scheduled: dict[str, PreparedRequest] = {}  # that are due later, and not confirmed yet
+        self._read: dict[str, str] = {}  # streams that ended: by message id, the service
 
     def __repr__(self) -> str:
         return f"<Sender {self.link!r}, {len(self.waiting)} awaiting replies, {self._window!r}>"
@@ -364,6 +366,10 @@ class Sender:
                 call.timer.cancel()
             if self.mailbox is not None:
                 self.mailbox.remember(call.request.message_id)
+            if call.request.chunks:
+                self._read[call.request.message_id] = call.request.service
+                if len(self._read) > REMEMBERED_STREAMS:
+                    del self._read[next(iter(self._read))]
 
     def _sent(self, call: Call, sent: asyncio.Future[None]) -> None:
         request = call.request
@@ -507,6 +513,9 @@ class Sender:
         if delivery.properties.type in _EVENTS:
             if call is not None and call.listener is not None:
                 call.listener.on_event(delivery)
+            elif (service := self._read.pop(message_id, None)) is not None:
+                # It runs again, for nobody, after it was answered or given up: it would wait for credit.
+                self.say(_cancel_message(service, message_id))
         elif call is not None and call.request.session is not None and epoch_of(delivery) in call.request.outdated:
             self.late_replies += 1  # of a bridge that the session has lost: its own reply is yet to come
         elif call is not None:

@@ -51,9 +51,13 @@ class Work(Ticket):
 
     @property
     def watched_address(self) -> str | None:
-        """Where its requester is, if it shall end with them: where they asked last, who may have had to ask again."""
+        """Where its requester is, if it shall end with them: where they asked last, who may have had to ask again.
+
+        A stream always does: its chunks are sent once, and to nobody else.
+        """
         properties = self.requester
-        return reply_address(properties) if properties.headers.get(CANCEL_ON_DISCONNECT) is True else None
+        ends = self.streams or properties.headers.get(CANCEL_ON_DISCONNECT) is True
+        return reply_address(properties) if ends else None
 
     @property
     def stale(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import deque
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from bridge_sdk import Bridge
 from bridge_sdk.session import Session
 
 bridge = Bridge()
-closed: list[str] = []
+closed: deque[str] = deque(maxlen=1000)
 
 
 @bridge.session_opened
@@ -74,8 +75,8 @@ def plain(seconds: float = 0.0) -> int:
 
 @bridge.command
 def ended() -> list[str]:
-    """The sessions that are over."""
-    return closed
+    """The sessions that are over, the latest of them."""
+    return list(closed)
 
 
 if __name__ == "__main__":

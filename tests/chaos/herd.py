@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +44,28 @@ class NodeProcess:
 
 
 class Herd:
-    """`size` nodes with so many bridges each, on the broker at `url` (or several, separated by commas)."""
+    """`size` nodes with so many bridges each, on the broker at `url` (or several, separated by commas).
 
-    def __init__(self, url: str, directory: Path, *, size: int = 3, bridges: int = 2) -> None:
+    `program`: what Python runs as `quaybridge`; `environ`: more of each node's environment.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        directory: Path,
+        *,
+        size: int = 3,
+        bridges: int = 2,
+        program: Sequence[str] = ("-m", "quaybridge"),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.nodes: list[NodeProcess] = []
         self.bridges = bridges
         self._size = size
         self._url = url
         self._directory = directory
+        self._program = program
+        self._environ = dict(environ or {})
         self._started = 0
         self._token = f"herd-{os.getpid()}-{directory.name}"  # marks the bridges' command lines
 
@@ -89,8 +103,8 @@ class Herd:
         log = self._directory / f"{name}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "quaybridge", "worker", *options],
-                env={**inherited, **settings, "QUAYBRIDGE_BROKER": self._url, **(environ or {})},
+                [sys.executable, *self._program, "worker", *options],
+                env={**inherited, **settings, "QUAYBRIDGE_BROKER": self._url, **self._environ, **(environ or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chaos import mixture
 from chaos.cluster import Cluster
 from chaos.plan import CALM, DIRECT, GLIMPSE, LONG, LONG_DIRECT, LONG_DURABLE, SHORT, Plan
 from chaos.report import as_table, problems
@@ -63,6 +64,19 @@ async def test_direct_replies_are_right_or_said_to_be_unknown(cluster: Cluster, 
 async def test_calls_with_durable_replies_are_all_answered(cluster: Cluster, tmp_path: Path) -> None:
     report = await passed(LONG_DURABLE, cluster, tmp_path)
     assert (report.confirmed, report.unknown) == (report.requests, 0)
+
+
+async def test_sessions_streams_and_claims_are_right_or_told_whatever_is_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    faults = mixture.LONG if SOAK else mixture.SHORT
+    books = await mixture.run(cluster, tmp_path, faults, seed=seed, hasty=not SOAK)
+    print(*sorted({**books.done, **books.told}.items()), sep="\n")
+    assert books.wrong == []
+    assert len(books.done) == 6, "each of them was done"
+    assert any("SessionLost" in what for what in books.told)
 
 
 @pytest.mark.parametrize("image", OTHERS, ids=lambda image: image.rpartition(":")[2])

@@ -19,10 +19,11 @@ from soak import SOAK
 from vhost import Vhost
 
 from bridge_protocol.control import WINDOW_CHUNKS
-from bridge_protocol.errors import ReaderStalled, StreamRestarted
+from bridge_protocol.errors import OutcomeUnknown, ReaderStalled, StreamRestarted
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from producer.async_producer import AsyncProducer
+from worker_node import requesters
 from worker_node.dispatcher import Dispatcher
 from worker_node.node import Node
 from worker_node.settings import NodeSettings
@@ -101,6 +102,26 @@ async def test_a_reader_that_never_reads_gets_what_there_is_credit_for(rabbitmq_
         with pytest.raises(ReaderStalled):
             await read()
         assert 1 + len(rest) == outlet.outflow.taken
+
+
+async def test_a_reader_that_loses_its_connection_ends_the_work(
+    rabbitmq_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RabbitMQ 4.3 takes chunks for an address that nobody is at any more; the bridge would wait for credit."""
+    monkeypatch.setattr(requesters, "LOOK_EVERY", 0.2)
+    note = tmp_path / "note"
+    async with served(rabbitmq_url) as (producer, service):
+
+        async def read() -> None:
+            async for number in producer.stream("work", "endless", {"note": str(note)}, timeout=PATIENCE):
+                if number == 5:
+                    producer.sender.link.rebuild("for the test")
+
+        with pytest.raises(OutcomeUnknown):
+            await read()
+        async with asyncio.timeout(service.settings.stream.reader_timeout / 2):
+            await service.wait_idle()
+        assert note.exists()
 
 
 async def test_a_reader_that_is_killed_ends_the_work(rabbitmq_url: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,14 @@ from bridge_protocol.errors import (
     StreamRestarted,
     UnknownService,
 )
+from bridge_protocol.messages import Request, encode_request
 from broker.contract import ChannelClosed, Message
 from producer import chunks as chunks_of_a_stream
 from producer.async_producer import AsyncProducer
 from producer.producer import Producer
 from producer.progress import Progress
 from producer.stream import AsyncStream
+from worker_node import requesters
 from worker_node.dispatcher import Dispatcher
 
 RETRIES = {"max_attempts": 3, "first_delay": 1}
@@ -173,6 +176,39 @@ async def test_a_producer_that_closes_ends_its_streams(rig: Rig, tmp_path: Path)
     with pytest.raises(OutcomeUnknown):
         await read(said, [], at=5, do=rig.producer.close)
     await until(note.exists)
+
+
+async def test_a_producer_that_loses_its_connection_ends_its_streams(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its chunks could come to nobody any more: the bridge is not held up until a reader's time is over."""
+    monkeypatch.setattr(requesters, "LOOK_EVERY", 0.02)
+    service = await serve(rig)
+    note = tmp_path / "note"
+
+    async def lose() -> None:
+        rig.producer.sender.link.rebuild("for the test")
+
+    with pytest.raises(OutcomeUnknown):
+        await read(stream(rig, "endless", {"note": str(note)}), [], at=5, do=lose)
+    await until(note.exists)
+    await until(lambda: service.settlement.counts.failed == 1)
+    assert await rig.call("count", {"to": 1}) == 1
+
+
+async def test_a_stream_that_runs_again_after_its_end_is_ended(rig: Rig, tmp_path: Path) -> None:
+    """Its request came again, as it may when a node or the broker dies: nobody reads it, and gives credit."""
+    service = await serve(rig)
+    said = stream(rig, "count", {"to": 3})
+    assert [chunk async for chunk in said] == ["0", "1", "2"]
+    sender = rig.producer.sender
+    note = tmp_path / "note"
+    again = encode_request(Request(id=7, command="endless", args={"note": str(note)}))
+    message = said._request._replace(body=again, command="endless").message(sender._reply_to, time.time())
+    await sender.link.publish(message, timeout=PATIENCE)
+    await until(note.exists)
+    await until(lambda: not any(service.pool.tickets()))
+    assert len(sender._read) == 0
 
 
 async def test_a_retry_begins_anew_and_two_attempts_are_never_mixed(rig: Rig) -> None:
