@@ -142,7 +142,7 @@ def start(bench: Bench, scale: Scale, backwards: bool) -> Iterator[Finding]:
         sleep(SETTLED)
         (node,) = pids
         yield Finding(work="h", subject="an idle node", quantity="memory", unit="MB", value=resident(node) / 1e6)
-        bridge = tree(node)[1]
+        bridge = tree(node)[-1]  # the first below the node is its reaper
         yield Finding(work="h", subject="an idle bridge", quantity="memory", unit="MB", value=resident(bridge) / 1e6)
 
 

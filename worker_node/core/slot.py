@@ -51,6 +51,8 @@ TRANSITIONS: Final = {
     (Phase.STOPPING, Event.EXIT): Phase.EMPTY,
 }
 
+_READY: Final = Phase.READY  # Python 3.11 makes a call of each look at an enum's member
+
 
 @dataclass(slots=True, eq=False)
 class Slot(Generic[T]):
@@ -96,7 +98,7 @@ class Slot(Generic[T]):
     def accepts(self, ticket: T, ahead: int = 0) -> bool:
         """Whether `ticket` may run here now; or wait in the pipe, of those that do at most `ahead`."""
         runs = self.runs
-        if self.phase is not Phase.READY or self.retiring or self.doomed:
+        if self.phase is not _READY or self.retiring or self.doomed:
             return False
         if not runs:
             return True
