@@ -256,10 +256,10 @@ class Bridges:
             return
         starting = self._pool.slots[bridge.slot].phase is Phase.STARTING
         try:
-            message = messages.survey_message(payload)
             if starting:
-                self._greeted(bridge, message)
+                self._greeted(bridge, messages.decode_message(payload))
                 return
+            message = messages.survey_message(payload)
         except FrameError as error:
             if starting:
                 self._start_failed(bridge, f"it answered its handshake with what is no reply: {error}")
