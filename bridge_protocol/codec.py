@@ -52,7 +52,7 @@ def encode(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
         payload = orjson.dumps(value, default)
     except TypeError as error:  # orjson.JSONEncodeError is a TypeError
         raise ValueError(f"not JSON: {error}") from error
-    outline = _outline(payload, _long_texts(payload))
+    outline = payload if len(payload) < LARGE else _outline(payload, _long_texts(payload))
     # orjson writes NaN and infinities as null, silently.
     if b"null" in outline and _holds_nan(value):
         raise ValueError("not JSON: NaN and infinity cannot be encoded")
@@ -74,7 +74,7 @@ def decode(payload: bytes | bytearray) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         problem = str(error)  # not the error itself: it holds the whole payload
     else:
-        outline = _outline(payload, _long_texts(payload))
+        outline = payload if len(payload) < LARGE else _outline(payload, _long_texts(payload))
         if _depth(outline) > MAX_DEPTH:
             raise _refusal(FrameKind.TOO_DEEP, f"nested deeper than {MAX_DEPTH}", payload)
         canonical = orjson.dumps(value if outline is payload else orjson.loads(outline))
@@ -86,7 +86,7 @@ def decode(payload: bytes | bytearray) -> dict[str, Any]:
 
 def survey(payload: bytes | bytearray) -> dict[str, Any]:
     """What `decode` gives, and raises, but that long texts may be empty: for whoever passes the payload on as it is."""
-    if texts := _long_texts(payload):
+    if len(payload) >= LARGE and (texts := _long_texts(payload)):
         try:
             for begin, end in texts:
                 _check_text(payload, begin, end)
@@ -117,12 +117,9 @@ def _long_texts(payload: bytes | bytearray) -> list[tuple[int, int]]:
 
     Not of keys, and not of what is found only after many short texts.
     """
-    size = len(payload)
     found: list[tuple[int, int]] = []
-    if size < LARGE:
-        return found
     position = begin = 0  # `begin`: of the text that it is in; 0: it is in none
-    for _ in range(32 + size // LONG * 2):
+    for _ in range(32 + len(payload) // LONG * 2):
         quote = payload.find(b'"', position)
         if quote < 0:
             break
