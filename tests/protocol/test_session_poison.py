@@ -126,6 +126,7 @@ async def test_a_session_request_that_ends_its_node_each_time_is_a_dead_letter_a
     assert letter.session is not None
     assert letter.session.id == "p"
     assert not poison.done()  # only the broker knows of its end
+    poison.future.cancel()  # nobody listens any more
 
 
 async def replayed(rig: Rig) -> list[Replayed]:
