@@ -35,6 +35,8 @@ from broker.contract import (
 from broker.limits import check_message
 from broker.reply_address import PREFIX, readable, reads_any_address
 
+FIRST_PAUSE = 0.05  # seconds, before a delivery that comes after its subscription's end is handed back; then twice that
+MOST_DOUBLINGS = 7
 MAX_PREFETCH = 65_535  # AMQP has two bytes for it
 
 _ACCESS_REFUSED, _PRECONDITION_FAILED = 403, 406
@@ -249,8 +251,11 @@ class AmqpChannel:
             return
         if subscription is None:
             # RabbitMQ may send what was on its way from a quorum queue after it confirmed the cancel: unsettled, it
-            # would stay with this channel, and hold up a queue with a single active consumer.
-            self._connection.send(frames.reject_frame(tag, requeue=True))
+            # would stay with this channel, and hold up a queue with a single active consumer. Just after its start 4.3
+            # goes on with that for a while, and what is rejected at once comes again at once: with no other consumer
+            # there yet it is at the queue's delivery limit in a fifth of a second. So each time it waits for longer.
+            pause = FIRST_PAUSE * 2 ** min(_delivery_count(properties) if redelivered else 0, MOST_DOUBLINGS)
+            self._loop.call_later(pause, self._hand_back, tag)
             return
         if not subscription.no_ack:
             self._unsettled[tag] = None
@@ -270,6 +275,10 @@ class AmqpChannel:
             # Nobody would settle that delivery. The loop's exception handler gets it, and the socket is closed.
             self.on_ended(ChannelClosed(f"on_delivery raised {type(error).__name__}: {error}"))
             raise
+
+    def _hand_back(self, tag: int) -> None:
+        if self._ended is None:
+            self._connection.send(frames.reject_frame(tag, requeue=True))
 
     def on_cancelled(self, tag: str) -> None:
         """See `Events`."""

@@ -19,7 +19,15 @@ from vhost import Vhost
 
 from bridge_protocol.envelope import DIRECT_REPLY_TO, Properties
 from bridge_protocol.errors import Blocked, OutcomeUnknown
-from bridge_protocol.topology import EXCHANGE, Binding, Exchange, Queue, service_topology, shared_topology
+from bridge_protocol.topology import (
+    EXCHANGE,
+    Binding,
+    Exchange,
+    Queue,
+    request_queue,
+    service_topology,
+    shared_topology,
+)
 from broker import amqp_connection
 from broker.address import Address, parse_address
 from broker.amqp import AmqpBroker, AmqpChannel
@@ -228,6 +236,21 @@ async def test_cancelling_under_load_loses_nothing_and_nothing_comes_after(rabbi
         await length_reaches(channel, 500 - len(taken) + 1)
         assert len(listener.deliveries) == len(taken)
     assert listener.closings == []
+
+
+async def test_what_still_comes_after_a_subscriptions_end_does_not_reach_its_limit(rabbitmq_vhost: Vhost) -> None:
+    """RabbitMQ 4.3 may go on, for a while after it was started, to give what is handed back to the same consumer."""
+    listener = Listener()
+    async with opened(rabbitmq_vhost.url, listener) as channel:
+        await channel.declare([*shared_topology(), *service_topology("work")])
+        consumer = await channel.consume(request_queue("work"), listener.delivered, prefetch=1)
+        del channel._subscriptions[consumer.tag]  # as if it had confirmed the cancel
+        await channel.publish(message(queue=request_queue("work")), timeout=PATIENCE)
+        await asyncio.sleep(1.0)  # in which it would come back far more often than it may
+    async with opened(rabbitmq_vhost.url, listener) as channel:
+        await channel.consume(request_queue("work"), listener.delivered, prefetch=1)
+        await listener.until(lambda: listener.deliveries)
+        assert 2 <= listener.deliveries[0].delivery_count < 10
 
 
 async def test_acks_in_any_order_settle_what_they_name(rabbitmq_each: Vhost) -> None:
