@@ -148,7 +148,7 @@ async def test_a_call_outlives_its_connection_and_runs_once(rabbitmq_vhost: Vhos
             handles = [
                 await producer.submit(SERVICE, "sleep", {"seconds": 1}, timeout=PATIENCE) for producer in (kept, direct)
             ]
-            await until(lambda: all(call.confirmed for p in (kept, direct) for call in p._waiting.values()))
+            await until(lambda: all(call.confirmed for p in (kept, direct) for call in p.sender.waiting.values()))
             between.cut()
             assert (await handles[0]).result == 1
             with pytest.raises(OutcomeUnknown):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from started import started_here
 
 from broker.memory import MemoryBroker
 from producer.async_producer import AsyncProducer
@@ -63,7 +64,7 @@ def descriptors() -> set[str]:
 
 def children() -> list[psutil.Process]:
     """The bridges that nodes in this process have started: all of its children but the nodes' reapers."""
-    return [child for child in psutil.Process().children() if "reaper_program.py" not in " ".join(child.cmdline())]
+    return [child for child in started_here() if "reaper_program.py" not in " ".join(child.cmdline())]
 
 
 class Rig:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from rig import PATIENCE, PYTHON, descriptors, foreign, misbehave, until
+from started import started_here
 
 from bridge_protocol.errors import FrameKind
 from bridge_protocol.frames import DEFAULT_LIMIT
@@ -170,7 +171,7 @@ async def test_without_free_descriptors_nothing_starts_and_nothing_leaks(witness
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert descriptors() == before
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def test_a_process_that_cannot_be_watched_does_not_live(

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from rig import PATIENCE, PYTHON, Rig, children, echo, foreign, misbehave, until, with_sdk
+from started import started_here
 
 from bridge_protocol.envelope import request_properties
 from bridge_protocol.errors import (
@@ -1060,7 +1061,7 @@ async def test_a_node_whose_bridges_cannot_start_says_why_and_leaves_nothing(
         await asyncio.wait_for(node.start(), PATIENCE)
     assert said in str(raised.value)
     assert str(raised.value).startswith("service work: ")
-    assert not psutil.Process().children()
+    assert not started_here()
     assert not node.serving
 
 
@@ -1270,7 +1271,7 @@ async def test_a_drain_that_is_cut_short_anywhere_is_completed_by_stop(rig: Rig)
     assert not service.pool.empty
     await asyncio.gather(rig.nodes[0].stop(), rig.nodes[0].stop())
     assert service.pool.empty
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def running(rig: Rig, command: tuple[str, ...], **options: Any) -> tuple[Node, asyncio.Task[None]]:
@@ -1301,7 +1302,7 @@ async def test_a_second_request_to_stop_is_fast_even_while_bridges_are_on_their_
     node.request_stop()
     await asyncio.wait_for(task, PATIENCE)
     assert time.monotonic() - began < 2
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def test_run_can_be_stopped_while_it_starts(rig: Rig) -> None:
@@ -1309,7 +1310,7 @@ async def test_run_can_be_stopped_while_it_starts(rig: Rig) -> None:
     await until(children)
     node.request_stop()
     await asyncio.wait_for(task, PATIENCE)
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def test_run_cancelled_leaves_nothing(rig: Rig) -> None:
@@ -1318,7 +1319,7 @@ async def test_run_cancelled_leaves_nothing(rig: Rig) -> None:
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def test_run_raises_what_start_does(rig: Rig) -> None:

@@ -19,6 +19,7 @@ import psutil
 import pytest
 from rig import PATIENCE, Rig, breeder, echo, foreign
 from soak import SOAK
+from started import started_here
 
 import worker_node.reaper
 from worker_node.environment import RUN
@@ -374,7 +375,7 @@ async def test_a_node_without_a_reaper_does_not_start(rig: Rig, monkeypatch: pyt
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with pytest.raises(BridgeStartError, match="the node's reaper cannot be started: No such file or directory"):
         await node.start()
-    assert not psutil.Process().children()
+    assert not started_here()
 
 
 async def test_it_knows_no_secret_and_holds_nothing_of_the_nodes(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
