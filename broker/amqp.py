@@ -260,7 +260,8 @@ class AmqpChannel:
             # goes on with that for a while, and what is rejected at once comes again at once: with no other consumer
             # there yet it is at the queue's delivery limit in a fifth of a second. So each time it waits for longer.
             pause = FIRST_PAUSE * 2 ** min(_delivery_count(properties) if redelivered else 0, MOST_DOUBLINGS)
-            self._loop.call_later(pause, self._hand_back, tag)
+            self._unsettled[tag] = None  # until then: no ack of all up to a later one may settle it
+            self._loop.call_later(pause, partial(self.reject, tag, requeue=True))
             return
         if not subscription.no_ack:
             self._unsettled[tag] = None
@@ -280,10 +281,6 @@ class AmqpChannel:
             # Nobody would settle that delivery. The loop's exception handler gets it, and the socket is closed.
             self.on_ended(ChannelClosed(f"on_delivery raised {type(error).__name__}: {error}"))
             raise
-
-    def _hand_back(self, tag: int) -> None:
-        if self._ended is None:
-            self._connection.send(frames.reject_frame(tag, requeue=True))
 
     def on_cancelled(self, tag: str) -> None:
         """See `Events`."""

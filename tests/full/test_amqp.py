@@ -253,6 +253,26 @@ async def test_what_still_comes_after_a_subscriptions_end_does_not_reach_its_lim
         assert 2 <= listener.deliveries[0].delivery_count < 10
 
 
+async def test_an_ack_of_what_came_later_settles_no_late_delivery(rabbitmq_vhost: Vhost) -> None:
+    """One of a subscription that has ended waits to be handed back, while others are acked: it is handed back once."""
+    listener = Listener()
+    others = Queue("others", arguments={"x-queue-type": "quorum"})
+    async with opened(rabbitmq_vhost.url, listener) as channel:
+        await channel.declare([*shared_topology(), *service_topology("work"), others])
+        consumer = await channel.consume(request_queue("work"), listener.delivered, prefetch=1)
+        await channel.consume(others.name, listener.delivered, prefetch=10)
+        del channel._subscriptions[consumer.tag]  # as if it had confirmed the cancel
+        await channel.publish(message(queue=request_queue("work")), timeout=PATIENCE)
+        await listener.until(lambda: channel._unsettled)
+        await asyncio.gather(*[channel.publish(message(n, queue=others.name), timeout=PATIENCE) for n in range(3)])
+        await listener.until(lambda: len(listener.deliveries) == 3)
+        for delivery in listener.deliveries:
+            delivery.ack()
+        await asyncio.sleep(0.5)  # by then it came back, more than once
+        assert not channel.closed, listener.closings
+        assert await channel.queue_length(others.name) == 0
+
+
 async def test_acks_in_any_order_settle_what_they_name(rabbitmq_each: Vhost) -> None:
     listener = Listener()
     async with opened(rabbitmq_each.url, listener) as channel:
