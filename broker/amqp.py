@@ -165,11 +165,6 @@ class AmqpChannel:
         """Product and version, as the broker told them."""
         return self._server
 
-    @property
-    def under_way(self) -> int:
-        """See `Events`."""
-        return len(self._publishes) + len(self._unsettled)
-
     # Publishing.
 
     def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:

@@ -30,10 +30,6 @@ from broker.resolver import resolve
 CONNECT_TIMEOUT = 5.0  # seconds for TCP and TLS
 OPEN_TIMEOUT = 10.0  # seconds for one address, from connecting to a channel in confirm mode
 CLOSE_TIMEOUT = 3.0  # seconds for the broker to answer a close
-# Where so many messages are under way each takes longer than this by far, and what is saved is a packet, and a wake-up
-# here, in the broker, and at whoever is sent what it carries.
-MUCH = 32  # messages that are unconfirmed or unsettled
-COALESCE = 0.001  # seconds that what is sent then waits for company
 LARGE = 64 * 1024  # bytes: from here on joining costs more than another write
 PART = 16 * 1024  # bytes of a body frame: from here on it is taken as it comes, and not when it is whole
 
@@ -44,11 +40,7 @@ _FRAME_KINDS = frozenset((frames.METHOD, frames.HEADER, frames.BODY, frames.HEAR
 
 
 class Events(Protocol):
-    """Who is told what happens on a connection. No method of it is called from inside a call to the connection."""
-
-    @property
-    def under_way(self) -> int:
-        """How many messages are unconfirmed or unsettled."""
+    """Who is told what happens on a connection. None of these is called from inside a call to the connection."""
 
     def on_deliver(self, method: bytes, properties: Properties, body: bytes | bytearray) -> None:
         """A message for a consumer; `method` is the payload of its method frame."""
@@ -180,12 +172,9 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         return self._body_max_length
 
     def send(self, data: bytes | Iterator[bytes]) -> None:
-        """Write `data` soon: see the module's docstring. Of several pieces each when the socket takes it."""
+        """Write `data` at the end of this turn of the loop; of several pieces each when the socket takes it."""
         if not self._unwritten:
-            if self._events.under_way < MUCH:
-                self._loop.call_soon(self._flush)
-            else:
-                self._loop.call_later(COALESCE, self._flush)
+            self._loop.call_soon(self._flush)
         self._unwritten.append(data)
 
     def begin_close(self) -> None:

@@ -58,9 +58,6 @@ class Publishes:
     def __repr__(self) -> str:
         return f"<Publishes {len(self._unconfirmed)} unconfirmed, {len(self._held)} held>"
 
-    def __len__(self) -> int:
-        return len(self._unconfirmed)
-
     def add(self, message: Message, timeout: float) -> asyncio.Future[None]:
         """Send `message`, or hold it back; the future ends as the picture shows."""
         future: asyncio.Future[None] = self._loop.create_future()

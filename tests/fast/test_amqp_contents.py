@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from elsewhere import until
 from pika import frame, spec
 
 from bridge_protocol.envelope import Properties
@@ -30,8 +29,6 @@ class Noted:
         self.returned = 0
         self.confirmed: list[int] = []
         self.aborted = False
-        self.under_way = 0
-        self.writes = 0
         self.written = bytearray()
         self.room = room
         (address,) = parse_addresses("amqp://somebody:secret@127.0.0.1/")
@@ -58,7 +55,6 @@ class Noted:
     # The transport.
 
     def write(self, data: bytes) -> None:
-        self.writes += 1
         self.written += data
         if self.room and len(self.written) >= self.room:
             self.connection.pause_writing()
@@ -213,22 +209,3 @@ async def test_what_waits_for_a_socket_that_is_gone_is_let_go() -> None:
     await asyncio.sleep(0)
     assert len(noted.written) < LARGEST + 1000  # the first piece, and the greeting
     assert not noted.connection._unwritten
-
-
-async def test_what_is_sent_while_much_is_under_way_waits_for_company(
-    noted: Noted, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await noted.take()
-    before = noted.writes
-    monkeypatch.setattr(amqp_connection, "COALESCE", 0.2)
-    noted.under_way = amqp_connection.MUCH
-    noted.connection.send(b"a")
-    await asyncio.sleep(0)
-    assert not noted.written
-    noted.connection.send(b"b")
-    await until(lambda: bool(noted.written))
-    assert await noted.take() == b"ab"
-    noted.under_way -= 1
-    noted.connection.send(b"c")
-    assert await noted.take() == b"c"
-    assert noted.writes - before == 2
