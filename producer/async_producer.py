@@ -97,19 +97,18 @@ class AsyncProducer:
         self.broker: Broker = AmqpBroker(parse_addresses(broker)) if isinstance(broker, str) else broker
         self._connect_timeout = connect_timeout
         self._mailbox = None if reply_queue is None else Mailbox(durable_reply_queue(reply_queue), reply_prefetch)
-        self.sender = (
-            Sender(  # for sessions and streams, and for Producer, which prepares in one thread and sends in another
-                self.broker,
-                name,
-                window=Window(max_unconfirmed, max_unconfirmed_bytes),
-                claims=Claims(store, claim_threshold),
-                mailbox=self._mailbox,
-                max_republishes=max_republishes,
-                wall=wall,
-                jitter=jitter,
-            )
+        self._claims = Claims(store, claim_threshold)
+        # For sessions and streams too, and for Producer, which prepares in one thread and sends in another.
+        self.sender = Sender(
+            self.broker,
+            name,
+            window=Window(max_unconfirmed, max_unconfirmed_bytes),
+            claims=self._claims,
+            mailbox=self._mailbox,
+            max_republishes=max_republishes,
+            wall=wall,
+            jitter=jitter,
         )
-        self._store = store
 
     def __repr__(self) -> str:
         return f"<AsyncProducer {self.sender.link!r}, {len(self.sender.waiting)} awaiting replies>"
@@ -357,7 +356,7 @@ class AsyncProducer:
         """
         if self._mailbox is None:
             raise RuntimeError("there is nothing to collect: give the producer a reply_queue")
-        async with aclosing(self._mailbox.collect(idle_timeout, self._store)) as replies:
+        async with aclosing(self._mailbox.collect(idle_timeout, self._claims.store)) as replies:
             async for reply in replies:
                 yield reply
 

@@ -129,7 +129,7 @@ class Node:
         return self._taking and linked and all(d.ready and not d.settlement.stalled for d in self.services)
 
     async def start(self) -> None:
-        """Start the bridges and connect, at the same time; returns when it consumes every queue.
+        """Start the bridges and connect, at the same time; returns when it consumes every queue that answers.
 
         What an earlier run left on this host is killed before that. Raises BridgeStartError if no bridge of an
         eager service starts, and what `Link.start` does. Nothing is left running then.
@@ -184,7 +184,10 @@ class Node:
                 group.create_task(self._wait_ready())
             self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
             self._adjust()
-            await self._adjusted()
+            # A queue whose majority is gone answers nobody, and is no reason not to serve the others.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.connect_timeout):
+                    await self._adjusted()
         except BaseExceptionGroup as several:
             await self.stop()
             # One cause is enough for a person: the others follow from it, or will be met next.

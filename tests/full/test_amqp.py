@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pika
 import pytest
+from elsewhere import until
 from pika import frame, spec
 from relay import relay
 from vhost import Vhost
@@ -263,12 +264,12 @@ async def test_an_ack_of_what_came_later_settles_no_late_delivery(rabbitmq_vhost
         await channel.consume(others.name, listener.delivered, prefetch=10)
         del channel._subscriptions[consumer.tag]  # as if it had confirmed the cancel
         await channel.publish(message(queue=request_queue("work")), timeout=PATIENCE)
-        await listener.until(lambda: channel._unsettled)
+        await until(lambda: bool(channel._unsettled))
         await asyncio.gather(*[channel.publish(message(n, queue=others.name), timeout=PATIENCE) for n in range(3)])
         await listener.until(lambda: len(listener.deliveries) == 3)
         for delivery in listener.deliveries:
             delivery.ack()
-        await asyncio.sleep(0.5)  # by then it came back, more than once
+        await until(lambda: channel.closed or max(channel._unsettled, default=0) > 4)  # it came back
         assert not channel.closed, listener.closings
         assert await channel.queue_length(others.name) == 0
 
