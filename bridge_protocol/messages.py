@@ -156,7 +156,12 @@ class Capabilities:
 
 def format_timestamp(seconds: float) -> str:
     """`seconds` since 1970 as RFC 3339 text, to the millisecond, in UTC."""
-    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return _to_the_millisecond(int(seconds * 1000))
+
+
+@lru_cache(maxsize=4)
+def _to_the_millisecond(moment: int) -> str:
+    whole, milliseconds = divmod(moment, 1000)
     return f"{_to_the_second(whole)}.{milliseconds:03d}Z"
 
 

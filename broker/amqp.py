@@ -2,7 +2,7 @@
 
 AmqpBroker      addresses, tried in turn
 AmqpChannel     consumers, acks, declarations; what the contract says
-Publishes       (broker.amqp_publishes) from publish() to the end of its future
+Publishes       (broker.amqp_publishes) from publish() to its end
 AmqpConnection  (broker.amqp_connection) the socket, pika, and who is told what
 amqp_frames     the bytes of publishes, deliveries and confirms
 """
@@ -22,6 +22,7 @@ from broker import amqp_frames as frames
 from broker.address import Address
 from broker.amqp_connection import AmqpConnection, connect
 from broker.amqp_publishes import Publishes
+from broker.confirm import Confirm
 from broker.contract import (
     AccessRefused,
     ChannelClosed,
@@ -167,14 +168,14 @@ class AmqpChannel:
 
     # Publishing.
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
         """Publish as mandatory (a direct reply is not: see `amqp_frames.publish_frames`); see the contract."""
         if self._ended is not None:
             raise self._closed_error()
         check_message(message)
         if not self._reads_any_address and message.routing_key.startswith(PREFIX) and not readable(message.routing_key):
-            returned: asyncio.Future[None] = self._loop.create_future()
-            returned.set_exception(Unroutable(f"{message.routing_key!r} is nobody's address"))
+            returned = Confirm()
+            returned.fail(Unroutable(f"{message.routing_key!r} is nobody's address"))
             return returned
         return self._publishes.add(message, timeout)
 

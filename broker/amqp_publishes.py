@@ -16,34 +16,25 @@ from collections.abc import Callable
 
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import Blocked, OutcomeUnknown, Refused
+from broker.confirm import Confirm
 from broker.contract import ChannelClosed, Message, Unroutable
 
 SWEEP_INTERVAL = 0.1  # seconds: how late a publish may notice that its time is over
 
 
-class Publish:
-    """One publish and the future its caller holds. `deadline` on the loop's clock."""
+class Publish(Confirm):
+    """One publish, which its caller holds. `deadline` on the loop's clock."""
 
-    __slots__ = ("deadline", "future", "message")
+    __slots__ = ("deadline", "message")
 
-    def __init__(self, message: Message, future: asyncio.Future[None], deadline: float) -> None:
+    def __init__(self, message: Message, deadline: float) -> None:
+        super().__init__()
         self.message = message
-        self.future = future
         self.deadline = deadline
-
-    def confirm(self) -> None:
-        """The broker has it."""
-        if not self.future.done():  # else it was cancelled by whom it belongs to
-            self.future.set_result(None)
-
-    def fail(self, error: Exception) -> None:
-        """It ended otherwise."""
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class Publishes:
-    """Numbers publishes as the broker does, and ends each future once. `send` writes a message."""
+    """Numbers publishes as the broker does, and ends each once. `send` writes a message."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, send: Callable[[Message], None]) -> None:
         self.blocked: str | None = None
@@ -58,17 +49,16 @@ class Publishes:
     def __repr__(self) -> str:
         return f"<Publishes {len(self._unconfirmed)} unconfirmed, {len(self._held)} held>"
 
-    def add(self, message: Message, timeout: float) -> asyncio.Future[None]:
-        """Send `message`, or hold it back; the future ends as the picture shows."""
-        future: asyncio.Future[None] = self._loop.create_future()
-        publish = Publish(message, future, self._loop.time() + timeout)
+    def add(self, message: Message, timeout: float) -> Publish:
+        """Send `message`, or hold it back; it ends as the picture shows."""
+        publish = Publish(message, self._loop.time() + timeout)
         if self.blocked is None:
             self._send(publish)
         else:
             self._held.append(publish)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(SWEEP_INTERVAL, self._sweep)
-        return future
+        return publish
 
     def on_confirm(self, sequence: int, multiple: bool, taken: bool) -> None:
         """Ack (`taken`) or nack of number `sequence`; `multiple`: and of all before it."""
@@ -102,8 +92,7 @@ class Publishes:
         if reason is None:
             held, self._held = self._held, deque()
             for publish in held:
-                if not publish.future.done():
-                    self._send(publish)
+                self._send(publish)
 
     def end(self, reason: ChannelClosed) -> None:
         """The channel is closed: end them all."""
@@ -144,7 +133,7 @@ class Publishes:
 
 def _end(publish: Publish, taken: bool) -> None:
     if taken:
-        publish.confirm()
+        publish.succeed()
         return
     message = publish.message
     publish.fail(

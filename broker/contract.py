@@ -1,6 +1,6 @@
 """The contract every broker keeps: what a producer and a node may ask of RabbitMQ, or of the embedded one.
 
-    Broker ──open()──▶ Channel ──publish()──▶ a future that ends with the broker's confirm
+    Broker ──open()──▶ Channel ──publish()──▶ a Confirm, which ends with the broker's
                           │    ──consume()──▶ Consumer ──▶ on_delivery(Delivery) ──▶ ack() / reject()
                           └─── on_closed(reason), once; on_blocked(reason | None)
 
@@ -14,7 +14,6 @@ on the event loop that opened the channel, and must not block; none runs inside 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +21,7 @@ from typing import Protocol
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import Resource
+from broker.confirm import Confirm
 
 
 class BrokerError(QuaybridgeError):
@@ -127,8 +127,8 @@ class Channel(Protocol):
     def server(self) -> str:
         """The broker's product and version, such as `RabbitMQ 4.0.5`."""
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
-        """Publish as mandatory and persistent; the future ends within about `timeout` seconds.
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
+        """Publish as mandatory and persistent; the confirm ends within about `timeout` seconds.
 
         With None: the broker confirmed that a queue has it. With an exception: Unroutable (returned), Refused
         (nacked), Blocked (an alarm held it back until its time was over or the channel closed; it was not sent),

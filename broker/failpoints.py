@@ -23,6 +23,7 @@ from functools import partial
 
 from bridge_protocol.envelope import DIRECT_REPLY_TO
 from bridge_protocol.topology import DELAY, EXCHANGE, REPLY_PREFIX, UNDELIVERABLE, Resource
+from broker.confirm import Confirm
 from broker.contract import Broker, Channel, ChannelClosed, Consumer, Delivery, Message
 
 _ARMED = re.compile(r"(?P<point>[a-z0-9.]+):(?P<action>[a-z]+)(?:@(?P<passage>[1-9][0-9]{0,8}))?")
@@ -147,7 +148,7 @@ class FailingBroker:
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """The points a message passes when it is published, from the call to the end of its future."""
+    """The points a message passes when it is published, from the call to the end of its confirm."""
 
     before: Point
     after: Point
@@ -213,33 +214,31 @@ class FailingChannel:
         """See the contract."""
         return self._inner.server
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
         """See the contract. Passes P1 to P3 for a request, P9 and P10 for what becomes of one."""
         way = _way_of(message)
-        future: asyncio.Future[None] = self._loop.create_future()
+        confirm = Confirm()
         if way is None:
             return self._inner.publish(message, timeout=timeout)
         if self._reached(way.before):
-            future.set_exception(_lost())
-            return future
+            confirm.fail(_lost())
+            return confirm
         sent = self._inner.publish(message, timeout=timeout)
-        sent.add_done_callback(partial(self._published, way, future))
+        sent.add_done_callback(partial(self._published, way, confirm))
         self._reached(way.after)
         if way.left is not None:
             self._loop.call_soon(self._reached, way.left)  # after what writes this turn's output
-        return future
+        return confirm
 
-    def _published(self, way: _Way, future: asyncio.Future[None], sent: asyncio.Future[None]) -> None:
+    def _published(self, way: _Way, confirm: Confirm, sent: Confirm) -> None:
         error = sent.exception()
-        if future.done():
-            return
         if error is not None:
-            future.set_exception(error)
+            confirm.fail(error)
         elif self._reached(way.heard):
-            future.set_exception(_lost())
+            confirm.fail(_lost())
         else:
-            future.set_result(None)
-            self._loop.call_soon(self._reached, way.told)  # after those who wait for the future
+            confirm.succeed()
+            self._loop.call_soon(self._reached, way.told)  # after those who wait for it
 
     async def declare(self, resources: Iterable[Resource]) -> None:
         """See the contract."""

@@ -2,7 +2,7 @@
 
     link = Link(broker, "worker alpha", set_up=declare_and_consume, on_lost=forget_deliveries)
     await link.start(timeout=10)        # raises what stands in the way, if it still does by then
-    future = link.publish(message, timeout=5)
+    confirm = link.publish(message, timeout=5)
     await link.close()
 
 What is published while there is no channel waits for the next one, until its own timeout.
@@ -14,9 +14,9 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from bridge_protocol.errors import BrokerUnavailable
+from broker.confirm import Confirm
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, ConnectionRefused, Message
 from broker.limits import check_message
 
@@ -99,8 +99,8 @@ class Link:
             await self.close()
             raise
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
-        """Publish on the channel, or on the next one. The future ends within about `timeout` seconds.
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
+        """Publish on the channel, or on the next one. The confirm ends within about `timeout` seconds.
 
         It ends as Channel.publish says, or with BrokerUnavailable: there was no channel in time, it was not
         sent and will not be. Raises BadRequest and TooLarge for a message that cannot be sent.
@@ -110,10 +110,10 @@ class Link:
             return channel.publish(message, timeout=timeout)
         check_message(message)
         loop = asyncio.get_running_loop()
-        waiting = _Waiting(message, loop.time() + timeout, loop.create_future())
+        waiting = _Waiting(message, loop.time() + timeout)
         if self._out_of_use is not None:
             waiting.give_up(self._out_of_use)
-            return waiting.future
+            return waiting
         self._waiting[waiting] = None
         timer = loop.call_at(waiting.deadline, self._overdue, waiting)
 
@@ -121,8 +121,8 @@ class Link:
             timer.cancel()
             self._waiting.pop(waiting, None)
 
-        waiting.future.add_done_callback(forget)
-        return waiting.future
+        waiting.add_done_callback(forget)
+        return waiting
 
     def rebuild(self, reason: str) -> None:
         """Close the channel and open another: for an owner that finds it no longer trustworthy."""
@@ -220,9 +220,8 @@ class Link:
 
     def _retire(self, reason: str) -> None:
         self._out_of_use = reason
-        for waiting in self._waiting:
+        for waiting in list(self._waiting):
             waiting.give_up(reason)
-        self._waiting.clear()
 
     def _report(self, error: BrokerError, failures: int) -> None:
         """Say it once for each new reason, then only now and then."""
@@ -241,14 +240,13 @@ class Link:
 
     def _overdue(self, waiting: _Waiting) -> None:
         if waiting in self._waiting:
-            del self._waiting[waiting]
             because = f": {self._trouble}" if self._trouble is not None else ""
             waiting.give_up(f"no connection to {self.broker.address} in time{because}")
 
     def _send(self, waiting: _Waiting, channel: Channel) -> None:
         left = waiting.deadline - asyncio.get_running_loop().time()
-        if waiting.future.done() or left <= 0:
-            return  # given up, or about to be
+        if left <= 0:
+            return  # about to be given up
         message = waiting.message if self._readdress is None else self._readdress(waiting.message)
         try:
             sent = channel.publish(message, timeout=left)
@@ -258,24 +256,22 @@ class Link:
         sent.add_done_callback(waiting.pass_on)
 
 
-@dataclass(slots=True, eq=False)
-class _Waiting:
+class _Waiting(Confirm):
     """A message that waits for a channel, until `deadline` on the loop's clock."""
 
-    message: Message
-    deadline: float
-    future: asyncio.Future[None]
+    __slots__ = ("deadline", "message")
+
+    def __init__(self, message: Message, deadline: float) -> None:
+        super().__init__()
+        self.message = message
+        self.deadline = deadline
 
     def give_up(self, reason: str) -> None:
-        if not self.future.done():
-            error = BrokerUnavailable(f"not sent: {reason}", message_id=self.message.properties.message_id)
-            self.future.set_exception(error)
+        self.fail(BrokerUnavailable(f"not sent: {reason}", message_id=self.message.properties.message_id))
 
-    def pass_on(self, sent: asyncio.Future[None]) -> None:
+    def pass_on(self, sent: Confirm) -> None:
         error = sent.exception()
-        if self.future.done():
-            return
         if error is None:
-            self.future.set_result(None)
+            self.succeed()
         else:
-            self.future.set_exception(error)
+            self.fail(error)

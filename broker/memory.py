@@ -23,6 +23,7 @@ from typing import NamedTuple
 from bridge_protocol.envelope import DIRECT_REPLY_TO
 from bridge_protocol.errors import Blocked, Refused
 from bridge_protocol.topology import Resource
+from broker.confirm import Confirm
 from broker.contract import (
     AccessRefused,
     BrokerError,
@@ -63,7 +64,7 @@ class MemoryBroker:
         self._blocked: str | None = None
         # What the next turn has to do, beside the queues that are awake.
         self._calls: deque[Callable[[], None]] = deque()
-        self._confirms: list[tuple[MemoryChannel, asyncio.Future[None], Exception | None]] = []
+        self._confirms: list[tuple[MemoryChannel, Confirm, Exception | None]] = []
         self._turn_is_planned = False
         self._expiry_timer: asyncio.TimerHandle | None = None
 
@@ -149,7 +150,7 @@ class MemoryBroker:
         if channel._on_blocked is not None:
             self._later(partial(channel._on_blocked, self._blocked))
 
-    def _publish(self, channel: MemoryChannel, message: Message, future: asyncio.Future[None]) -> None:
+    def _publish(self, channel: MemoryChannel, message: Message, confirm: Confirm) -> None:
         outcome: Exception | None = None
         try:
             self._vhost.publish(message, channel._loop.time())
@@ -157,12 +158,10 @@ class MemoryBroker:
             channel._fail_with(error)
         except (Unroutable, Refused) as error:
             outcome = error
-        self._confirm_later(channel, future, outcome)
+        self._confirm_later(channel, confirm, outcome)
 
-    def _confirm_later(
-        self, channel: MemoryChannel, future: asyncio.Future[None], outcome: Exception | None = None
-    ) -> None:
-        self._confirms.append((channel, future, outcome))
+    def _confirm_later(self, channel: MemoryChannel, confirm: Confirm, outcome: Exception | None = None) -> None:
+        self._confirms.append((channel, confirm, outcome))
         if not self._turn_is_planned:
             self._plan_turn()
 
@@ -194,15 +193,13 @@ class MemoryBroker:
 
     def _confirm(self) -> None:
         confirms, self._confirms = self._confirms, []
-        for channel, future, outcome in confirms:
-            if future.done():
-                continue
+        for channel, confirm, outcome in confirms:
             if channel._ended is not None:
-                future.set_exception(channel._closed_error())
+                confirm.fail(channel._closed_error())
             elif outcome is not None:
-                future.set_exception(outcome)
+                confirm.fail(outcome)
             else:
-                future.set_result(None)
+                confirm.succeed()
 
     def _deliver(self, queue: MemoryQueue) -> None:
         for _ in range(_BATCH):
@@ -254,7 +251,7 @@ class MemoryChannel:
         self._consumers_made = 0
         self._unacked: dict[int, Assignment] = {}
         self._last_tag = 0
-        self._held: dict[asyncio.Future[None], tuple[Message, asyncio.TimerHandle]] = {}
+        self._held: dict[Confirm, tuple[Message, asyncio.TimerHandle]] = {}
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{len(self._subscriptions)} consumers, {len(self._unacked)} unacked"
@@ -280,22 +277,22 @@ class MemoryChannel:
         """What stands in for RabbitMQ."""
         return "quaybridge embedded broker"
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
         """Publish; see the contract. `timeout` (seconds) matters only while blocked."""
         broker = self._broker
         broker._check_loop()
         self._check_open()
         check_message(message)
-        future: asyncio.Future[None] = self._loop.create_future()
+        confirm = Confirm()
         if message.properties.reply_to == DIRECT_REPLY_TO:
             # declare_reply_queue gives out addresses of their own, so nobody consumes this one.
             self._fail("PRECONDITION_FAILED - fast reply consumer does not exist", PRECONDITION_FAILED)
-            broker._confirm_later(self, future)
+            broker._confirm_later(self, confirm)
         elif broker._blocked is not None:
-            self._held[future] = (message, self._loop.call_later(timeout, self._give_up, future))
+            self._held[confirm] = (message, self._loop.call_later(timeout, self._give_up, confirm))
         else:
-            broker._publish(self, message, future)
-        return future
+            broker._publish(self, message, confirm)
+        return confirm
 
     async def declare(self, resources: Iterable[Resource]) -> None:
         """Declare all of them, in order; see the contract."""
@@ -456,21 +453,18 @@ class MemoryChannel:
     def _release(self) -> None:
         """The alarm is over: publish what was held back."""
         held, self._held = self._held, {}
-        for future, (message, timer) in held.items():
+        for confirm, (message, timer) in held.items():
             timer.cancel()
-            if future.done():
-                continue  # whoever published it gave it up
             if self._ended is None:
-                self._broker._publish(self, message, future)
+                self._broker._publish(self, message, confirm)
             else:
                 text = f"publishing was blocked ({self.blocked}), and then the channel closed: {self._ended.reason}"
-                future.set_exception(Blocked(text, message_id=message.properties.message_id))
+                confirm.fail(Blocked(text, message_id=message.properties.message_id))
 
-    def _give_up(self, future: asyncio.Future[None]) -> None:
-        message, _ = self._held.pop(future)
-        if not future.done():
-            reason = f"publishing is blocked: {self.blocked}"
-            future.set_exception(Blocked(reason, message_id=message.properties.message_id))
+    def _give_up(self, confirm: Confirm) -> None:
+        message, _ = self._held.pop(confirm)
+        reason = f"publishing is blocked: {self.blocked}"
+        confirm.fail(Blocked(reason, message_id=message.properties.message_id))
 
     def _fail_with(self, error: BrokerError) -> None:
         if isinstance(error, ChannelClosed):

@@ -121,7 +121,7 @@ def prepare(
         raise BadRequest(problem)
     if command in RESERVED_COMMANDS:
         raise BadRequest(f"the command {command!r} is the nodes' own")
-    if args is not None and not isinstance(args, Mapping):
+    if type(args) is not dict and args is not None and not isinstance(args, Mapping):
         raise BadRequest(f"args must be a mapping of names to values, not {type(args).__name__}")
     args = dict(args or {})
     if session is not None:
@@ -129,7 +129,7 @@ def prepare(
             raise BadRequest(problem)
         if args.setdefault(SESSION_ID, session) != session:
             raise BadRequest("args.session_id names another session than the one that is asked")
-    due = _due(delay, at, now)
+    due = None if delay is None and at is None else _due(delay, at, now)
     if priority is not None and (type(priority) is not int or not 0 <= priority <= MAX_PRIORITY):
         raise BadRequest(f"a priority must be a whole number, 0 … {MAX_PRIORITY}, not {priority!r:.40}")
     deadline = None if timeout is None else int(((now if due is None else due) + timeout) * 1000)
@@ -180,8 +180,6 @@ def _due(delay: float | None, at: datetime | float | None, now: float) -> float 
         if not _is_number(delay) or not 0 <= delay <= MAX_DELAY:
             raise BadRequest(f"a delay must be 0 … {MAX_DELAY:,} seconds (36 h), not {delay!r:.40}")
         return now + delay if delay else None
-    if at is None:
-        return None
     if isinstance(at, datetime):
         if at.tzinfo is None:
             raise BadRequest("at must have a time zone: datetime.now(UTC) + timedelta(hours=1), for example")

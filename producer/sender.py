@@ -37,12 +37,15 @@ from bridge_protocol.errors import (
     UnknownService,
 )
 from bridge_protocol.topology import CONTROL, request_queue
+from broker.confirm import Confirm
 from broker.contract import Broker, BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message, Unroutable
 from broker.link import Link
+from producer.call import Call
 from producer.claims import Claims
 from producer.handle import Handle, Listener
 from producer.mailbox import Mailbox
 from producer.options import SubmitOptions
+from producer.overdue import Overdue
 from producer.progress import Progress, ProgressFeed
 from producer.reply import Reply, claim_of, epoch_of, read_reply
 from producer.request import PreparedRequest, check_timeout, prepare
@@ -84,6 +87,7 @@ class Sender:
         self.late_replies = 0
         self.republished = 0
         self.waiting: dict[str, Call] = {}
+        self._overdue = Overdue(self.waiting, self._late)
         self._window = window
         self._claims = claims
         self._max_republishes = max_republishes
@@ -110,6 +114,7 @@ class Sender:
     async def close(self) -> None:
         """Disconnect, and end what is under way: see AsyncProducer.close."""
         self._closed = True
+        self._overdue.close()
         for task in self._tasks:
             task.cancel()
         for call in self.waiting.values():
@@ -185,7 +190,9 @@ class Sender:
                 left = end - loop.time()
                 if not self._window.try_enter(len(request.body)):
                     left = await self._enter(request, left)
-                await self._confirmed(request, left)
+                sent = self._publish(request, left, awaited=False)
+                sent.add_done_callback(lambda _: self._window.leave(len(request.body)))
+                await sent
             except (BrokerError, CodedError) as error:
                 failure = self._not_published(error, request)
                 if republished:
@@ -208,8 +215,7 @@ class Sender:
 
     def say(self, message: Message) -> None:
         """Publish what nobody answers, and what may be lost."""
-        said = self.link.publish(message, timeout=CANCEL_AGAIN)
-        said.add_done_callback(lambda said: said.cancelled() or said.exception())
+        self.link.publish(message, timeout=CANCEL_AGAIN)
 
     def abandon(self, message_id: str) -> None:
         """Have a request cancelled whose reply nobody awaits any more: at once, and again until it has ended."""
@@ -246,8 +252,7 @@ class Sender:
         end = math.inf if timeout is None else loop.time() + timeout
         message = _cancel_message(service, message_id)
         while not ended.done() and not self._closed and (left := end - loop.time()) > 0:
-            told = self.link.publish(message, timeout=min(left, CANCEL_AGAIN))
-            told.add_done_callback(lambda told: told.cancelled() or told.exception())  # there is a next time
+            self.link.publish(message, timeout=min(left, CANCEL_AGAIN))  # if it fails, there is a next time
             await asyncio.wait([ended], timeout=min(left, CANCEL_AGAIN))
         return ended.done() and not ended.cancelled() and isinstance(ended.exception(), Cancelled)
 
@@ -304,8 +309,12 @@ class Sender:
             raise error from None
         return max(end - loop.time(), 0.001)
 
-    def _publish(self, request: PreparedRequest, reply_to: str | None, timeout: float) -> asyncio.Future[None]:
-        """Publish, having entered the window. Leave it when the future ends; it has been left if this raises."""
+    def _publish(self, request: PreparedRequest, timeout: float, *, awaited: bool) -> Confirm:
+        """Publish, having entered the window: leave it when that ends; if this raises, it was. `awaited`: its reply."""
+        if self.mailbox is not None:
+            reply_to: str | None = self.mailbox.queue.name
+        else:
+            reply_to = self._reply_to if awaited else None
         try:
             sent = self.link.publish(request.message(reply_to, self._wall()), timeout=timeout)
         except QuaybridgeError:
@@ -315,23 +324,6 @@ class Sender:
             self._scheduled[request.message_id] = request
             sent.add_done_callback(lambda _: self._scheduled.pop(request.message_id, None))
         return sent
-
-    def _confirmed(self, request: PreparedRequest, timeout: float) -> asyncio.Future[None]:
-        """Publish, having entered the window; ends as that does. Whoever awaits it may be cancelled alone."""
-        heard: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def pass_on(sent: asyncio.Future[None]) -> None:
-            self._window.leave(len(request.body))
-            error = sent.exception()
-            if heard.done():
-                return
-            if error is None:
-                heard.set_result(None)
-            else:
-                heard.set_exception(error)
-
-        self._publish(request, self._address(awaited=False), timeout).add_done_callback(pass_on)
-        return heard
 
     def _submit(
         self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None
@@ -345,25 +337,17 @@ class Sender:
     def _send(self, request: PreparedRequest, timeout: float) -> Call:
         """Publish, having entered the window; the call ends with the reply or with what stood in its way."""
         loop = asyncio.get_running_loop()
-        message_id = request.message_id
-        sent = self._publish(request, self._address(awaited=True), timeout)
-        call = Call(request, loop.create_future(), loop.time() + request.wait(self._wall()) + timeout)
-        call.timer = loop.call_at(call.end, self._late, call)
-        self.waiting[message_id] = call
-        call.future.add_done_callback(lambda _: self._forget(call))
+        sent = self._publish(request, timeout, awaited=True)
+        end = loop.time() + timeout
+        if request.due is not None:
+            end += request.wait(self._wall())
+        call = self.waiting[request.message_id] = Call(request, loop.create_future(), end, self._forget)
+        self._overdue.watch(end)
         sent.add_done_callback(partial(self._sent, call))
         return call
 
-    def _address(self, *, awaited: bool) -> str | None:
-        """Where the reply to what is published now shall go."""
-        if self.mailbox is not None:
-            return self.mailbox.queue.name
-        return self._reply_to if awaited else None
-
     def _forget(self, call: Call) -> None:
         if self.waiting.pop(call.request.message_id, None) is not None:
-            if call.timer is not None:
-                call.timer.cancel()
             if self.mailbox is not None:
                 self.mailbox.remember(call.request.message_id)
             if call.request.chunks:
@@ -371,7 +355,7 @@ class Sender:
                 if len(self._read) > REMEMBERED_STREAMS:
                     del self._read[next(iter(self._read))]
 
-    def _sent(self, call: Call, sent: asyncio.Future[None]) -> None:
+    def _sent(self, call: Call, sent: Confirm) -> None:
         request = call.request
         self._window.leave(len(request.body))
         call.sending = False
@@ -431,7 +415,7 @@ class Sender:
         left = max(call.end - asyncio.get_running_loop().time(), 0.001)
         call.sending = True
         self.republished += 1
-        sent = self._publish(call.request, self._address(awaited=True), left)
+        sent = self._publish(call.request, left, awaited=True)
         sent.add_done_callback(partial(self._sent, call))
 
     def _not_published(self, error: BrokerError | CodedError, request: PreparedRequest) -> CodedError:
@@ -472,15 +456,10 @@ class Sender:
         self._end(call, outcome)
 
     def _end(self, call: Call, outcome: Reply | BaseException) -> None:
-        self._forget(call)
-        if call.future.done():
-            return
-        if isinstance(outcome, Reply):
-            call.future.set_result(outcome)
-            if call.request.claim is not None and not call.republished:
-                self._claims.let_go(call.request.claim)  # published once: it will not run again
-        else:
-            call.future.set_exception(outcome)
+        given_up = call.future.done()
+        call.finish(outcome)
+        if call.request.claim is not None and isinstance(outcome, Reply) and not given_up and not call.republished:
+            self._claims.let_go(call.request.claim)  # published once: it will not run again
 
     # The connection.
 
@@ -567,28 +546,6 @@ class Sender:
         for call in list(self.waiting.values()):
             if call.confirmed:
                 self._interrupted(call, f"the connection was lost before its reply came: {reason}")
-
-
-class Call:
-    """A request that waits for its reply, until `end` on the loop's clock.
-
-    `sending`: a publish of it is under way. `confirmed`: the last one was, and its reply can still come. `late`: its
-    time was over while it was being sent. `republished`: how often it was published beyond the first time. `listener`:
-    who is told what it says before its reply.
-    """
-
-    __slots__ = ("confirmed", "end", "future", "late", "listener", "republished", "request", "sending", "timer")
-
-    def __init__(self, request: PreparedRequest, future: asyncio.Future[Reply], end: float) -> None:
-        self.request = request
-        self.future = future
-        self.end = end
-        self.timer: asyncio.TimerHandle | None = None
-        self.sending = True
-        self.confirmed = False
-        self.late = False
-        self.listener: Listener | None = None
-        self.republished = 0
 
 
 def _doubtful(failure: CodedError) -> CodedError:

@@ -365,8 +365,8 @@ class Node:
             body=encode_owns(owns),
             properties=Properties(type=OWNS, delivery_mode=1),
         )
-        told = self._publishing.publish(message, timeout=self.settings.publish_timeout)
-        told.add_done_callback(lambda told: told.cancelled() or told.exception())  # others find out by themselves
+        # If that fails, others find out by themselves.
+        self._publishing.publish(message, timeout=self.settings.publish_timeout)
 
     def _on_owns(self, owns: Owns) -> None:
         for dispatcher, partitions in self._partitions:

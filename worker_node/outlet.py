@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from bridge_protocol.envelope import CHUNKS, PROGRESS, Properties, event_properties
 from bridge_protocol.errors import CodedError
+from broker.confirm import Confirm
 from broker.contract import BrokerError, Message
 from broker.link import Link
 from worker_node.core.admission import reply_address
@@ -206,7 +207,7 @@ class Outlet:
         else:
             sent.add_done_callback(self._published)
 
-    def _published(self, sent: asyncio.Future[None]) -> None:
+    def _published(self, sent: Confirm) -> None:
         error = sent.exception()
         if isinstance(error, BrokerError | CodedError):
             # The next ones would be of no use to the reader, if there is one.

@@ -29,6 +29,7 @@ from bridge_protocol.envelope import (
     request_properties,
 )
 from bridge_protocol.errors import Code, CodedError
+from broker.confirm import Confirm
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
 from broker.store import Store
@@ -365,9 +366,7 @@ class Settlement:
         if not self._pending:
             self._idle.set()
 
-    def _published(
-        self, case: Case, outgoing: list[Message], let_go: Callable[[], None], sent: asyncio.Future[None]
-    ) -> None:
+    def _published(self, case: Case, outgoing: list[Message], let_go: Callable[[], None], sent: Confirm) -> None:
         error = sent.exception()
         message, following = outgoing[0], outgoing[1:]
         if error is None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from bridge_protocol.topology import Resource
+from broker.confirm import Confirm
 from broker.contract import BrokerError, Channel, ChannelClosed, Consumer, Delivery, Message
 from broker.limits import check_message
 
@@ -18,7 +19,7 @@ class ScriptedChannel:
         self.closed = False
         self.blocked: str | None = None
         self.server = "scripted"
-        self.published: list[tuple[Message, asyncio.Future[None]]] = []
+        self.published: list[tuple[Message, Confirm]] = []
         self.on_delivery: Callable[[Delivery], None] | None = None
         self._on_closed = on_closed
 
@@ -30,13 +31,13 @@ class ScriptedChannel:
     def bodies(self) -> list[bytes]:
         return [bytes(message.body) for message, _ in self.published]
 
-    def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+    def publish(self, message: Message, *, timeout: float) -> Confirm:
         if self.closed:
             raise ChannelClosed("closed")
         check_message(message)
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.published.append((message, future))
-        return future
+        confirm = Confirm()
+        self.published.append((message, confirm))
+        return confirm
 
     async def declare(self, resources: Iterable[Resource]) -> None:
         raise NotImplementedError
@@ -78,9 +79,8 @@ class ScriptedChannel:
 
     def _end(self, reason: str) -> None:
         self.closed = True
-        for _, future in self.published:
-            if not future.done():
-                future.set_exception(ChannelClosed(reason))
+        for _, confirm in self.published:
+            confirm.fail(ChannelClosed(reason))
 
 
 @dataclass

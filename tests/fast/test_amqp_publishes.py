@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import Refused
 from broker.amqp_publishes import Publishes
+from broker.confirm import Confirm
 from broker.contract import ChannelClosed, Message, Unroutable
 
 OPEN, TAKEN = "open", "taken"
@@ -20,10 +21,10 @@ def message(message_id: str = "m", routing_key: str = "key") -> Message:
     return Message(exchange="e", routing_key=routing_key, body=b"{}", properties=Properties(message_id=message_id))
 
 
-def outcome(future: asyncio.Future[None]) -> object:
-    if not future.done():
+def outcome(confirm: Confirm) -> object:
+    if not confirm.done():
         return OPEN
-    error = future.exception()
+    error = confirm.exception()
     return TAKEN if error is None else type(error)
 
 
@@ -88,28 +89,15 @@ async def test_what_is_held_is_sent_in_order_and_numbered_then() -> None:
     publishes = Publishes(asyncio.get_running_loop(), lambda one: sent.append(one.properties.message_id))
     publishes.on_blocked("low on memory")
     held = [publishes.add(message(f"{number}"), timeout=60) for number in range(4)]
-    held[1].cancel()
     assert repr(publishes) == "<Publishes 0 unconfirmed, 4 held>"
     publishes.on_confirm(9, True, True)
     assert not held[0].done()
     assert sent == []
     publishes.on_blocked(None)
-    assert sent == ["0", "2", "3"]
-    publishes.on_confirm(2, True, True)
-    assert [outcome(future) for future in (held[0], held[2], held[3])] == [TAKEN, TAKEN, OPEN]
+    assert sent == ["0", "1", "2", "3"]
+    publishes.on_confirm(3, True, True)
+    assert [outcome(publish) for publish in held] == [TAKEN, TAKEN, TAKEN, OPEN]
     publishes.end(ChannelClosed("the end", 320))
     error = held[3].exception()
     assert isinstance(error, ChannelClosed)
     assert (error.reason, error.code) == ("the end", 320)
-
-
-async def test_a_publish_withdrawn_by_its_caller_takes_any_answer() -> None:
-    publishes = Publishes(asyncio.get_running_loop(), lambda _: None)
-    futures = [publishes.add(message(f"{number}"), timeout=60) for number in range(4)]
-    for future in futures:
-        future.cancel()
-    publishes.on_confirm(1, False, True)
-    publishes.on_confirm(2, False, False)
-    publishes.on_return("e", "key", Properties(message_id="2"))
-    publishes.end(ChannelClosed("the end"))
-    assert all(future.cancelled() for future in futures)

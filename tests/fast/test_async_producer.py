@@ -146,7 +146,7 @@ async def test_publish_returns_once_a_queue_has_it() -> None:
         await asyncio.sleep(3)
         assert not publishing.done()
         message, confirm = broker.channel.published[0]
-        confirm.set_result(None)
+        confirm.succeed()
         assert await publishing == message.properties.message_id
 
 
@@ -262,7 +262,7 @@ async def test_a_broker_that_refuses() -> None:
         publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo"))
         await turns(2)
         for _, confirm in broker.channel.published:
-            confirm.set_exception(Refused("its queue is full"))
+            confirm.fail(Refused("its queue is full"))
         for sending in (calling, publishing):
             with pytest.raises(Refused, match="its queue is full") as raised:
                 await sending
@@ -307,7 +307,7 @@ async def test_a_publish_that_is_not_confirmed_speaks_for_its_call() -> None:
         handle = await producer.submit(SERVICE, "echo", timeout=3)
         await asyncio.sleep(3.05)
         assert not handle.done()  # whether a queue has it is about to be told
-        broker.channel.published[0][1].set_exception(OutcomeUnknown("not confirmed in time"))
+        broker.channel.published[0][1].fail(OutcomeUnknown("not confirmed in time"))
         with pytest.raises(OutcomeUnknown, match="not confirmed in time"):
             await handle
 
@@ -318,7 +318,7 @@ async def test_a_confirm_that_comes_late_leaves_it_at_the_deadline() -> None:
     async with AsyncProducer(broker) as producer:
         handle = await producer.submit(SERVICE, "echo", timeout=3)
         await asyncio.sleep(3.05)
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         with pytest.raises(DeadlineExceeded):
             await handle
         assert now() == pytest.approx(3.05)
@@ -404,7 +404,7 @@ async def test_replies_to_what_waited_come_by_the_new_connection() -> None:
         assert published.properties.reply_to is None
         waiting.future.cancel()
         for _, confirm in broker.channel.published:
-            confirm.set_result(None)
+            confirm.succeed()
         await publishing
 
 
@@ -470,7 +470,7 @@ async def test_close_ends_every_call_under_way() -> None:
     await producer.start()
     confirmed = [await producer.submit(SERVICE, "echo") for _ in range(2)]
     for _, confirm in broker.channel.published:
-        confirm.set_result(None)
+        confirm.succeed()
     await turns(2)
     unconfirmed = [await producer.submit(SERVICE, "echo") for _ in range(3)]
     unsent = [asyncio.ensure_future(producer.call(SERVICE, "echo")) for _ in range(5)]
@@ -503,7 +503,7 @@ async def test_a_confirm_that_is_heard_after_the_loss_does_not_leave_its_call_wa
     await turns(3)
     handle = await producer.submit(SERVICE, "echo")  # waits, and so hears of its confirm a turn later
     await asyncio.sleep(1)
-    broker.channel.published[0][1].set_result(None)
+    broker.channel.published[0][1].succeed()
     await producer.close()
     with pytest.raises(OutcomeUnknown):
         await handle
@@ -545,7 +545,7 @@ async def test_unconfirmed_publishes_are_bounded_by_count() -> None:
         published = broker.channel.published
         for confirmed in range(10):
             assert len(published) == min(10, confirmed + 3)
-            published[confirmed][1].set_result(None)
+            published[confirmed][1].succeed()
             await turns(4)
         await asyncio.gather(*sending)
         assert [messages.decode_request(message.body).args["n"] for message, _ in published] == list(range(10))
@@ -561,7 +561,7 @@ async def test_unconfirmed_publishes_are_bounded_by_bytes() -> None:
         published = broker.channel.published
         for confirmed, sent in enumerate([2, 3, 3, 4, 5]):  # the fourth is over the bound, and goes alone
             assert len(published) == sent
-            published[confirmed][1].set_result(None)
+            published[confirmed][1].succeed()
             await turns(4)
         await asyncio.gather(*sending)
 
@@ -587,9 +587,9 @@ async def test_waiting_for_room_counts_toward_the_timeout() -> None:
         first = asyncio.ensure_future(producer.publish(SERVICE, "echo"))
         calling = asyncio.ensure_future(producer.call(SERVICE, "echo", timeout=5))
         await asyncio.sleep(3)
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         await turns(4)
-        broker.channel.published[1][1].set_result(None)
+        broker.channel.published[1][1].succeed()
         with pytest.raises(DeadlineExceeded):
             await calling
         assert now() == pytest.approx(5)
@@ -604,7 +604,7 @@ async def test_who_is_cancelled_while_waiting_gives_the_room_on() -> None:
         waiting = [asyncio.ensure_future(producer.call(SERVICE, "echo", {"n": n})) for n in (1, 2)]
         await turns(3)
         waiting[0].cancel()
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         await first
         await turns(4)
         assert [messages.decode_request(message.body).args["n"] for message, _ in broker.channel.published] == [0, 2]
@@ -621,9 +621,9 @@ async def test_a_publish_whose_caller_left_keeps_its_room_until_it_is_confirmed(
         second = asyncio.ensure_future(producer.publish(SERVICE, "echo"))
         await turns(4)
         assert len(broker.channel.published) == 1
-        broker.channel.published[0][1].set_exception(Unroutable("nobody hears this"))
+        broker.channel.published[0][1].fail(Unroutable("nobody hears this"))
         await turns(4)
-        broker.channel.published[1][1].set_result(None)
+        broker.channel.published[1][1].succeed()
         await second
 
 

@@ -231,7 +231,7 @@ async def test_what_stands_in_the_way_of_telling_is_raised() -> None:
             message, confirm = broker.channel.published[-1]
             assert (message.exchange, message.routing_key) == (CONTROL, cancel_key(SERVICE))
             assert message.properties.reply_to is None
-            confirm.set_result(None) if error is None else confirm.set_exception(error)
+            confirm.succeed() if error is None else confirm.fail(error)
             assert await cancelling is (error is None)
         cancelling = asyncio.ensure_future(producer.cancel(SERVICE, "m1"))
         await turns(2)

@@ -87,7 +87,7 @@ async def test_an_unconfirmed_one_is_sent_again() -> None:
         }
         assert {message.properties.reply_to for message in again} == {None, await broker.channel.declare_reply_queue()}
         for _, confirm in broker.channel.published:
-            confirm.set_result(None)
+            confirm.succeed()
         assert await publishing in {message.properties.message_id for message in again}
         assert producer.republished == 2
         calling.future.cancel()
@@ -100,7 +100,7 @@ async def test_others_are_not() -> None:
         confirmed, unconfirmed = [await producer.submit(SERVICE, "echo") for _ in range(2)]
         publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo"))
         await turns(2)
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         await turns(2)
         broker.channel.fail("lost")
         for handle in (confirmed, unconfirmed):
@@ -155,12 +155,12 @@ def test_one_that_may_have_run_never_ends_as_not_sent(was: str) -> None:
                 publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo", idempotent=True))
                 await turns(2)
                 if was == "confirmed":
-                    broker.channel.published[0][1].set_result(None)
+                    broker.channel.published[0][1].succeed()
                     await turns(2)
                 broker.channel.fail("lost")
                 await asyncio.sleep(2)
                 for _, confirm in broker.channel.published:
-                    confirm.set_exception(obstacle("in its way"))
+                    confirm.fail(obstacle("in its way"))
                 assert await outcome(calling) is OutcomeUnknown
                 with pytest.raises(OutcomeUnknown):
                     await publishing
@@ -175,7 +175,7 @@ async def test_no_connection_again_in_time_is_outcome_unknown() -> None:
         handles = [await producer.submit(SERVICE, "echo", timeout=8, idempotent=True) for _ in range(2)]
         publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo", timeout=8, idempotent=True))
         await turns(2)
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         await turns(2)
         broker.answers = [ConnectionRefused("down")] * 100
         broker.channel.fail("lost")
@@ -265,13 +265,13 @@ async def test_what_is_sent_again_waits_for_room() -> None:
             for _ in range(2):
                 handles.append(await producer.submit(SERVICE, "echo", idempotent=True))
             for _, confirm in broker.channel.published[-2:]:
-                confirm.set_result(None)
+                confirm.succeed()
             await turns(2)
         broker.channel.fail("lost")
         await asyncio.sleep(2)
         for confirmed in range(6):
             assert len(broker.channel.published) == min(6, confirmed + 2)
-            broker.channel.published[confirmed][1].set_result(None)
+            broker.channel.published[confirmed][1].succeed()
             await turns(5)
         again = [message.properties.message_id for message, _ in broker.channel.published]
         assert sorted(map(str, again)) == sorted(handle.message_id for handle in handles)
@@ -285,10 +285,10 @@ async def test_room_that_never_comes_is_outcome_unknown_in_time() -> None:
     jitters = iter([1.0, 0.0])  # the second is sent again first
     async with AsyncProducer(broker, max_unconfirmed=1, jitter=lambda: next(jitters)) as producer:
         first = await producer.submit(SERVICE, "echo", timeout=5, idempotent=True)
-        broker.channel.published[0][1].set_result(None)
+        broker.channel.published[0][1].succeed()
         await turns(3)
         second = await producer.submit(SERVICE, "echo", timeout=60, idempotent=True)
-        broker.channel.published[1][1].set_result(None)
+        broker.channel.published[1][1].succeed()
         await turns(3)
         broker.channel.fail("lost")
         assert await outcome(first) is OutcomeUnknown
@@ -318,7 +318,7 @@ async def test_close_ends_what_was_about_to_be_sent_again() -> None:
     handles = []
     for _ in range(3):
         handles.append(await producer.submit(SERVICE, "echo", idempotent=True))
-        broker.channel.published[-1][1].set_result(None)
+        broker.channel.published[-1][1].succeed()
         await turns(3)
     publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo", idempotent=True))
     await turns(2)
@@ -361,7 +361,7 @@ async def test_a_channel_that_closes_over_the_message_itself_is_an_end() -> None
         publishing = asyncio.ensure_future(producer.publish(SERVICE, "echo", timeout=100, idempotent=True))
         while not publishing.done():
             if not broker.channel.closed and broker.channel.published:
-                broker.channel.published[0][1].set_exception(ChannelClosed("PRECONDITION_FAILED", 406))
+                broker.channel.published[0][1].fail(ChannelClosed("PRECONDITION_FAILED", 406))
                 broker.channel.fail("PRECONDITION_FAILED")
             await asyncio.sleep(0.1)
         with pytest.raises(OutcomeUnknown, match="PRECONDITION_FAILED"):

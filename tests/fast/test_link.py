@@ -14,6 +14,7 @@ from virtual_time import turns, virtual_time
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import BadRequest, BrokerUnavailable, TooLarge
 from bridge_protocol.topology import EXCHANGE, service_topology, shared_topology
+from broker.confirm import Confirm
 from broker.contract import (
     AccessRefused,
     Broker,
@@ -362,9 +363,9 @@ async def test_what_is_published_while_it_is_down_goes_out_in_order() -> None:
     assert broker.channel.bodies() == [body.encode() for body in bodies]
     for number, (_, future) in enumerate(broker.channel.published):
         if number % 2:
-            future.set_result(None)
+            future.succeed()
         else:
-            future.set_exception(Unroutable("returned"))
+            future.fail(Unroutable("returned"))
     outcomes = await asyncio.gather(*sent, return_exceptions=True)
     assert all((outcome is None) == bool(number % 2) for number, outcome in enumerate(outcomes))
     await owner.link.close()
@@ -384,37 +385,8 @@ async def test_what_could_not_be_sent_in_time_is_never_sent() -> None:
     assert str(raised.value) == f"not sent: no connection to scripted in time: {REFUSED}"
     await asyncio.sleep(10)
     assert broker.channel.bodies() == [b"late"]
-    broker.channel.published[0][1].set_result(None)
+    broker.channel.published[0][1].succeed()
     await late
-    await owner.link.close()
-
-
-@virtual_time
-async def test_what_was_given_up_while_waiting_is_never_sent() -> None:
-    broker = ScriptedBroker()
-    owner = Owner(broker)
-    await owner.link.start(10)
-    broker.channel.fail("lost")
-    await turns(3)
-    owner.link.publish(message("given up"), timeout=5).cancel()
-    await asyncio.sleep(1)
-    owner.link.publish(message("kept"), timeout=5)
-    assert broker.channel.bodies() == [b"kept"]
-    assert "0 waiting" in repr(owner.link)
-    broker.channel.published[0][1].set_result(None)
-    await owner.link.close()
-
-
-@virtual_time
-async def test_who_stops_listening_to_a_publish_that_waited_hears_no_more_of_it() -> None:
-    broker = ScriptedBroker()
-    owner = Owner(broker)
-    await owner.link.start(10)
-    broker.channel.fail("lost")
-    sent = owner.link.publish(message("a"), timeout=5)
-    await asyncio.sleep(1)
-    sent.cancel()
-    broker.channel.published[0][1].set_exception(Unroutable("returned"))
     await owner.link.close()
 
 
@@ -435,11 +407,11 @@ async def test_a_publish_under_way_at_the_loss_ends_there() -> None:
 @virtual_time
 async def test_what_waited_has_only_the_rest_of_its_time_and_goes_where_it_is_readdressed() -> None:
     class Timed(ScriptedChannel):
-        def publish(self, message: Message, *, timeout: float) -> asyncio.Future[None]:
+        def publish(self, message: Message, *, timeout: float) -> Confirm:
             timeouts.append(timeout)
-            future = super().publish(message, timeout=timeout)
-            future.set_result(None)
-            return future
+            confirm = super().publish(message, timeout=timeout)
+            confirm.succeed()
+            return confirm
 
     class TimedBroker(ScriptedBroker):
         async def open(

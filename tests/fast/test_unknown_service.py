@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
 
 from bridge_protocol.errors import OutcomeUnknown, UnknownService
 from bridge_protocol.topology import EXCHANGE, service_topology, shared_topology
+from broker.confirm import Confirm
 from broker.contract import Channel, ChannelClosed, Message
 from broker.memory import MemoryBroker
 from producer.async_producer import AsyncProducer
@@ -56,11 +55,11 @@ class ScriptedBroker(MemoryBroker):
         await channel.declare([*shared_topology(), *service_topology("echo")])
         publish = channel.publish
 
-        def scripted(message: Message, *, timeout: float) -> asyncio.Future[None]:
+        def scripted(message: Message, *, timeout: float) -> Confirm:
             if not self.missing:
                 return publish(message, timeout=timeout)
-            gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            gone.set_exception(ChannelClosed(f"no exchange {EXCHANGE!r}", 404))
+            gone = Confirm()
+            gone.fail(ChannelClosed(f"no exchange {EXCHANGE!r}", 404))
             return gone
 
         channel.publish = scripted  # type: ignore[method-assign]  # the script
