@@ -64,9 +64,6 @@ async def test_many_that_end_apart_are_looked_at_together() -> None:
     moments = {told for _, told in waiting.told}
     assert len(waiting.told) == 10_000
     assert len(moments) < 10, "each look takes as long as there are calls"
-    assert all(
-        told - moment < 10_000 * REST * 2 for told, moment in zip(sorted(moments)[1:], sorted(moments), strict=False)
-    )
 
 
 @virtual_time
