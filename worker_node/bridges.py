@@ -269,7 +269,7 @@ class Bridges:
         if message.id is None:
             self.violation(bridge, f"it could not read the frame it was sent: {message.error[:200]!r}")
             return
-        if isinstance(message, messages.Result | messages.Chunk) and message.binary is not None:
+        if isinstance(message, (messages.Result, messages.Chunk)) and message.binary is not None:
             payload = payload if bridge.capabilities.binary else messages.without_binary(payload)
         self._on_message(bridge, message, payload)
 

@@ -284,7 +284,7 @@ class Dispatcher:
                 bridge, f"it began id {request_id} before it answered the one before, and claims 'ahead'"
             )
             return
-        if isinstance(message, messages.Progress | messages.Chunk):
+        if isinstance(message, (messages.Progress, messages.Chunk)):
             self._on_event(bridge, run.ticket, message, payload)
             return
         actions = self.pool.finished(slot, request_id, now, recycle=message.recycle)

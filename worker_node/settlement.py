@@ -342,7 +342,9 @@ class Settlement:
     # Publish them one after the other; when the last is confirmed, let the delivery go.
 
     def _settle(self, case: Case, outgoing: list[Message]) -> None:
-        self.counts.redelivered += case.delivery.redelivered + sum(each.redelivered for each in case.joined)
+        self.counts.redelivered += case.delivery.redelivered
+        if case.joined:
+            self.counts.redelivered += sum(each.redelivered for each in case.joined)
         self._enter(case)
         self._publish(case, outgoing, case.ack)
 

@@ -130,7 +130,10 @@ def _envelope_problem(request: messages.Request, properties: Properties) -> str 
         return f"the type property says {properties.type!r:.80}, the command is {request.command!r:.80}"
     if properties.reply_to is not None and (problem := reply_to_problem(properties.reply_to)):
         return problem
-    if problem := message_id_problem(properties.message_id) or message_id_problem(properties.correlation_id):
+    message_id, correlation_id = properties.message_id, properties.correlation_id
+    if problem := message_id_problem(message_id):
+        return problem
+    if correlation_id != message_id and (problem := message_id_problem(correlation_id)):
         return problem
     version = headers.get(PROTOCOL, messages.PROTOCOL_VERSION)
     if version != messages.PROTOCOL_VERSION or isinstance(version, bool):

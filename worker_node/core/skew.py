@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from functools import lru_cache
 
 TOLERATED = 1.0  # seconds: what is assumed of all clocks, and what deadlines are therefore exact to
 SAY_EVERY = 60.0  # seconds
@@ -26,14 +27,18 @@ class Skew:
         """
         if now < self._silent_until:
             return None
-        try:
-            made = datetime.fromisoformat(timestamp)
-        except ValueError:
-            return None
-        if made.tzinfo is None:
-            made = made.replace(tzinfo=UTC)
-        ahead = made.timestamp() - wall
-        if ahead <= TOLERATED:
+        made = _seconds(timestamp)
+        if made is None or made - wall <= TOLERATED:
             return None
         self._silent_until = now + SAY_EVERY
-        return ahead
+        return made - wall
+
+
+@lru_cache(maxsize=16)
+def _seconds(timestamp: str) -> float | None:
+    """A timestamp in seconds since 1970: many requests are made in the same millisecond."""
+    try:
+        made = datetime.fromisoformat(timestamp)
+    except ValueError:
+        return None
+    return (made if made.tzinfo is not None else made.replace(tzinfo=UTC)).timestamp()
