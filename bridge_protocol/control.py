@@ -2,6 +2,7 @@
 
     cancel    a producer no longer wants a request                routing key `cancel.<service>`
     owns      a node serves the sessions of a queue from now on    routing key `owns.<service>`
+    consumes  a node has begun to consume queues of sessions       likewise
     credit    a reader took chunks of a stream                     to the queue of its node, by the default exchange
 
 A control message is a JSON object with `protocol`, `control` (its kind) and the kind's own fields. Nobody answers
@@ -12,7 +13,7 @@ bits, they know.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from bridge_protocol.topology import CONTROL, PARTITIONS, Binding, Queue, servic
 
 CANCEL = "cancel"
 OWNS = "owns"
+CONSUMES = "consumes"
 CREDIT = "credit"
 # What may be on its way to a reader who has not said that it took it: past either there is no credit.
 WINDOW_CHUNKS = 256
@@ -50,6 +52,15 @@ class Owns:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Consumes:
+    """`node` stands by for those partitions of the service's sessions, or is given their requests from now on."""
+
+    service: str
+    partitions: tuple[int, ...]
+    node: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """The reader of that run has taken so many of its chunks, all in all."""
 
@@ -67,9 +78,16 @@ def encode_cancel(cancel: Cancel) -> bytes:
 
 def encode_owns(owns: Owns) -> bytes:
     """The body of an announcement. Raises ValueError for what cannot be one."""
-    if problem := _owns_problem(owns.service, owns.partition, owns.node):
+    if problem := _partitions_problem(owns.service, (owns.partition,), owns.node):
         raise ValueError(problem)
     return _encode(OWNS, owns.service, partition=owns.partition, node=owns.node)
+
+
+def encode_consumes(consumes: Consumes) -> bytes:
+    """The body of an announcement. Raises ValueError for what cannot be one."""
+    if problem := _partitions_problem(consumes.service, consumes.partitions, consumes.node):
+        raise ValueError(problem)
+    return _encode(CONSUMES, consumes.service, partitions=list(consumes.partitions), node=consumes.node)
 
 
 def encode_credit(credit: Credit) -> bytes:
@@ -89,7 +107,7 @@ def cancel_key(service: str) -> str:
     return f"{CANCEL}.{service}"
 
 
-def decode_control(body: bytes | bytearray) -> Cancel | Owns | Credit | None:
+def decode_control(body: bytes | bytearray) -> Cancel | Owns | Consumes | Credit | None:
     """What a control message says; None: a kind, or a version of the protocol, that is not known here.
 
     Raises FrameError for what is no control message.
@@ -100,10 +118,12 @@ def decode_control(body: bytes | bytearray) -> Cancel | Owns | Credit | None:
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs the version of its protocol")
     if not isinstance(kind, str):
         raise FrameError(FrameKind.BAD_ENVELOPE, "a control message needs a kind")
-    if protocol != PROTOCOL_VERSION or kind not in (CANCEL, OWNS, CREDIT):
+    if protocol != PROTOCOL_VERSION or kind not in (CANCEL, OWNS, CONSUMES, CREDIT):
         return None
     if kind == OWNS:
         return _read_owns(said)
+    if kind == CONSUMES:
+        return _read_consumes(said)
     if kind == CREDIT:
         return _read_credit(said)
     service, message_id = said.get("service"), said.get("message_id")
@@ -122,7 +142,7 @@ def control_topology(queue: str, services: tuple[str, ...]) -> tuple[Queue | Bin
     )
 
 
-def _encode(kind: str, service: str, **rest: str | int) -> bytes:
+def _encode(kind: str, service: str, **rest: str | int | list[int]) -> bytes:
     return codec.encode({"protocol": PROTOCOL_VERSION, "control": kind, "service": service, **rest})
 
 
@@ -130,9 +150,20 @@ def _read_owns(said: Mapping[str, Any]) -> Owns:
     service, partition, node = said.get("service"), said.get("partition"), said.get("node")
     if not isinstance(service, str) or not isinstance(node, str) or type(partition) is not int:
         raise FrameError(FrameKind.BAD_ENVELOPE, "an announcement needs a service, a partition and a node")
-    if problem := _owns_problem(service, partition, node):
+    if problem := _partitions_problem(service, (partition,), node):
         raise FrameError(FrameKind.BAD_ENVELOPE, problem)
     return Owns(service=service, partition=partition, node=node)
+
+
+def _read_consumes(said: Mapping[str, Any]) -> Consumes:
+    service, partitions, node = said.get("service"), said.get("partitions"), said.get("node")
+    if not isinstance(service, str) or not isinstance(node, str) or not isinstance(partitions, list):
+        raise FrameError(FrameKind.BAD_ENVELOPE, "an announcement needs a service, partitions and a node")
+    if not all(type(partition) is int for partition in partitions):
+        raise FrameError(FrameKind.BAD_ENVELOPE, "partitions are numbers")
+    if problem := _partitions_problem(service, partitions, node):
+        raise FrameError(FrameKind.BAD_ENVELOPE, problem)
+    return Consumes(service=service, partitions=tuple(partitions), node=node)
 
 
 def _read_credit(said: Mapping[str, Any]) -> Credit:
@@ -152,9 +183,10 @@ def _credit_problem(service: str, run: str, chunks: int) -> str | None:
     return service_name_problem(service)
 
 
-def _owns_problem(service: str, partition: int, node: str) -> str | None:
-    if not 0 <= partition < PARTITIONS:
-        return f"a partition must be 0 … {PARTITIONS - 1}, not {partition}"
+def _partitions_problem(service: str, partitions: Sequence[int], node: str) -> str | None:
+    for partition in partitions:
+        if not 0 <= partition < PARTITIONS:
+            return f"a partition must be 0 … {PARTITIONS - 1}, not {partition}"
     if not 1 <= len(node) <= MAX_NODE_NAME or not node.isprintable():
         return f"a node's name must be 1 … {MAX_NODE_NAME} printable characters"
     return service_name_problem(service)

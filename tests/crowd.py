@@ -42,7 +42,14 @@ class Crowd:
             self.taken.append((name, delivery))
             delivery.ack()
 
-        node = Partitions("work", name, on_delivery=take, on_owned=lambda _: None, on_cancelled=lambda _: None)
+        node = Partitions(
+            "work",
+            name,
+            on_delivery=take,
+            on_owned=lambda _: None,
+            on_consuming=lambda _: None,
+            on_cancelled=lambda _: None,
+        )
         node.want(True)
         await node.attach(await self._open(name))
         self._stack.callback(node.detach)

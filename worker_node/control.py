@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Callable
 
-from bridge_protocol.control import Cancel, Credit, Owns, control_topology, decode_control
+from bridge_protocol.control import Cancel, Consumes, Credit, Owns, control_topology, decode_control
 from bridge_protocol.errors import FrameError
 from bridge_protocol.topology import CONTROL
 from broker.contract import Channel, Consumer, Delivery
@@ -19,7 +19,7 @@ logger = logging.getLogger("quaybridge.node")
 
 
 class Control:
-    """Listens for the services of the node `name`; `on_cancel`, `on_owns` and `on_credit` are told what concerns one.
+    """Listens for the services of the node `name`; each `on_…` is told what concerns one.
 
     `queue`: where, since it was attached to a channel.
 
@@ -33,6 +33,7 @@ class Control:
         *,
         on_cancel: Callable[[Cancel], None],
         on_owns: Callable[[Owns], None],
+        on_consumes: Callable[[Consumes], None],
         on_credit: Callable[[Credit], None],
         on_cancelled: Callable[[Consumer], None],
     ) -> None:
@@ -41,6 +42,7 @@ class Control:
         self._services = services
         self._on_cancel = on_cancel
         self._on_owns = on_owns
+        self._on_consumes = on_consumes
         self._on_credit = on_credit
         self._on_cancelled = on_cancelled
 
@@ -67,5 +69,9 @@ class Control:
             self._on_cancel(said)
         elif isinstance(said, Credit):
             self._on_credit(said)
-        elif said.node != self._name:
+        elif said.node == self._name:
+            return
+        elif isinstance(said, Owns):
             self._on_owns(said)
+        else:
+            self._on_consumes(said)

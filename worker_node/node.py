@@ -17,11 +17,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from bridge_protocol.control import OWNS, Cancel, Credit, Owns, encode_owns, owns_key
+from bridge_protocol.control import (
+    CONSUMES,
+    OWNS,
+    Cancel,
+    Consumes,
+    Credit,
+    Owns,
+    encode_consumes,
+    encode_owns,
+    owns_key,
+)
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import (
@@ -92,6 +102,7 @@ class Node:
             tuple(service.name for service in settings.services),
             on_cancel=self._on_cancel,
             on_owns=self._on_owns,
+            on_consumes=self._on_consumes,
             on_credit=self._on_credit,
             on_cancelled=self._on_cancelled,
         )
@@ -166,7 +177,8 @@ class Node:
                     settings.name,
                     self.name,
                     on_delivery=partial(self._isolation.on_session_delivery, dispatcher),
-                    on_owned=partial(self._announce, settings.name),
+                    on_owned=partial(self._announce_owned, settings.name),
+                    on_consuming=partial(self._announce_consumed, settings.name),
                     on_cancelled=self._on_cancelled,
                 )
                 self._partitions.append((dispatcher, partitions))
@@ -357,13 +369,19 @@ class Node:
 
     # Whose the sessions are.
 
-    def _announce(self, service: str, partition: int) -> None:
-        owns = Owns(service=service, partition=partition, node=self.name)
+    def _announce_owned(self, service: str, partition: int) -> None:
+        self._announce(service, OWNS, encode_owns(Owns(service=service, partition=partition, node=self.name)))
+
+    def _announce_consumed(self, service: str, partitions: Sequence[int]) -> None:
+        consumes = Consumes(service=service, partitions=tuple(partitions), node=self.name)
+        self._announce(service, CONSUMES, encode_consumes(consumes))
+
+    def _announce(self, service: str, kind: str, body: bytes) -> None:
         message = Message(
             exchange=CONTROL,
             routing_key=owns_key(service),
-            body=encode_owns(owns),
-            properties=Properties(type=OWNS, delivery_mode=1),
+            body=body,
+            properties=Properties(type=kind, delivery_mode=1),
         )
         # If that fails, others find out by themselves.
         self._publishing.publish(message, timeout=self.settings.publish_timeout)
@@ -373,6 +391,11 @@ class Node:
             if dispatcher.name == owns.service:
                 partitions.lose(owns.partition)
                 dispatcher.moved(owns.partition)
+
+    def _on_consumes(self, consumes: Consumes) -> None:
+        for dispatcher, partitions in self._partitions:
+            if dispatcher.name == consumes.service:
+                partitions.yield_to(consumes.node, consumes.partitions)
 
     def _watched(self) -> Iterator[str]:
         for dispatcher in self.services:

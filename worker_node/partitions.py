@@ -5,11 +5,17 @@ on to the one whose consumer has the highest priority. So a queue goes where `we
 are there, and when a node comes or goes only its own queues move: rendezvous hashing, done by the broker. Before 4.0
 a queue stays where it is until its node goes.
 
-    not owned ──first delivery: announce──▶ owned ──another node announces──▶ not owned
+    not owned ──first delivery: announce──▶ owned ──another node announces, or outranks──▶ not owned
         │                                     │
         └── a delivery of another's epoch, just after (re)connecting ──▶ handing back ──▶ not owned, consumed later
 
 The broker tells a consumer nothing when it prefers another: the node that gets a queue's first delivery says so to all.
+Before that, a node that has begun to consume queues says which: who owns one and is outranked there cancels its
+consumer, and stands by with a new one. For RabbitMQ 4.3 keeps the consumer of a node that dies while it is outranked
+and holds deliveries: it puts it among those that stand by, and once no better one is there it gives it messages, for
+good. (4.3.6 does and 4.0.5 does not: in rabbit_fifo.erl `update_or_remove_con` moves one that is quiescing to the
+waiting ones when its last message is returned, also by its end. One that was cancelled it removes.)
+
 After a broker's restart the first node back would get every queue, and end the sessions of all others. So a node that
 has just connected hands back what names another node's epoch, and leaves that queue alone for a while.
 
@@ -23,7 +29,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 from bridge_protocol.envelope import SESSION_EPOCH, epoch_node
@@ -47,17 +53,24 @@ def weight(node: str, partition: int) -> int:
 
 @dataclass(slots=True, eq=False)
 class _Partition:
-    """`owned`: this node had its latest delivery, as far as is known. `held`: deliveries to be handed back."""
+    """`owned`: this node had its latest delivery, as far as is known. `held`: deliveries to be handed back.
+
+    `outranked`: the broker prefers another node's consumer to this one.
+    """
 
     number: int
     consumer: Consumer | None = None
     owned: bool = False
+    outranked: bool = False
     leaving: asyncio.Task[None] | None = None
     held: list[Delivery] = field(default_factory=list)
 
 
 class Partitions:
-    """The consumers of a service's session queues. `on_owned` is told when this node owns one that it did not own."""
+    """The consumers of a service's session queues.
+
+    `on_owned` is told when this node owns one that it did not own, `on_consuming` which it has begun to consume.
+    """
 
     def __init__(
         self,
@@ -66,6 +79,7 @@ class Partitions:
         *,
         on_delivery: Callable[[Delivery, int], None],
         on_owned: Callable[[int], None],
+        on_consuming: Callable[[Sequence[int]], None],
         on_cancelled: Callable[[Consumer], None],
     ) -> None:
         self.service = service
@@ -73,6 +87,7 @@ class Partitions:
         self._node = node
         self._on_delivery = on_delivery
         self._on_owned = on_owned
+        self._on_consuming = on_consuming
         self._on_cancelled = on_cancelled
         self._channel: Channel | None = None
         self._hand_back_until: float | None = None
@@ -116,6 +131,7 @@ class Partitions:
         for partition in self._partitions:
             partition.consumer = None
             partition.owned = False
+            partition.outranked = False
             partition.held.clear()
             if partition.leaving is not None:
                 partition.leaving.cancel()
@@ -142,6 +158,14 @@ class Partitions:
         """Another node has announced that one."""
         self._partitions[number].owned = False
 
+    def yield_to(self, node: str, numbers: Collection[int]) -> None:
+        """Another node has begun to consume those."""
+        for number in numbers:
+            partition = self._partitions[number]
+            if partition.owned and weight(node, number) > weight(self._node, number):
+                partition.outranked = True
+                self._begin_adjusting()
+
     # Consuming.
 
     def _begin_adjusting(self) -> None:
@@ -164,13 +188,20 @@ class Partitions:
             different = [
                 partition
                 for partition in self._partitions
-                if (partition.consumer is not None) is not wanted and partition.leaving is None
+                if ((partition.consumer is not None) is not wanted or partition.outranked) and partition.leaving is None
             ]
             if not different:
                 return
             await asyncio.gather(*(self._set(channel, partition, wanted) for partition in different))
+            if begun := [partition.number for partition in different if partition.consumer is not None]:
+                self._on_consuming(begun)
 
     async def _set(self, channel: Channel, partition: _Partition, wanted: bool) -> None:
+        partition.outranked = False
+        if partition.consumer is not None:
+            consumer, partition.consumer = partition.consumer, None
+            partition.owned = False
+            await channel.cancel(consumer)
         if wanted:
             consumer = await channel.consume(
                 session_queue(self.service, partition.number),
@@ -181,10 +212,6 @@ class Partitions:
             )
             if self._channel is channel:
                 partition.consumer = consumer
-        elif partition.consumer is not None:
-            consumer, partition.consumer = partition.consumer, None
-            partition.owned = False
-            await channel.cancel(consumer)
 
     def _take(self, partition: _Partition, delivery: Delivery) -> None:
         if partition.leaving is not None:

@@ -7,12 +7,24 @@ from typing import Any
 
 import pytest
 
-from bridge_protocol.control import Cancel, cancel_key, control_topology, decode_control, encode_cancel
+from bridge_protocol.control import (
+    Cancel,
+    Consumes,
+    cancel_key,
+    control_topology,
+    decode_control,
+    encode_cancel,
+    encode_consumes,
+    owns_key,
+)
 from bridge_protocol.errors import FrameError
 from bridge_protocol.topology import CONTROL, Exchange, Queue, request_queue
 from broker.routing import matches
 
 CANCEL = Cancel(service="echo", message_id="0123456789abcdef" * 2)
+
+
+CONSUMES = Consumes(service="echo", partitions=(0, 7, 31), node="n1")
 
 
 def body(**changes: Any) -> bytes:
@@ -32,6 +44,32 @@ def test_a_cancel_on_the_wire() -> None:
         "service": "echo",
         "message_id": "0123456789abcdef0123456789abcdef",
     }
+
+
+def test_what_a_node_consumes_is_read_as_it_was_written() -> None:
+    assert decode_control(encode_consumes(CONSUMES)) == CONSUMES
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partitions": None},
+        {"partitions": 7},
+        {"partitions": ["7"]},
+        {"partitions": [True]},
+        {"partitions": [0, 32]},
+        {"partitions": [-1]},
+        {"node": None},
+        {"node": ""},
+        {"node": "n" * 129},
+        {"service": "Echo"},
+    ],
+)
+def test_nonsense_about_what_a_node_consumes_is_a_frame_error(changes: dict[str, Any]) -> None:
+    right = {"control": "consumes", "partitions": [7], "node": "n1"}
+    assert decode_control(body(**right)) == Consumes(service="echo", partitions=(7,), node="n1")
+    with pytest.raises(FrameError):
+        decode_control(body(**{**right, **changes}))
 
 
 @pytest.mark.parametrize("changes", [{"control": "session"}, {"protocol": 2}, {"protocol": 2, "service": 7}])
@@ -88,5 +126,6 @@ def test_a_node_hears_of_its_own_services_alone() -> None:
     keys = [binding.key for binding in bindings if not isinstance(binding, Queue)]
     assert {binding.source for binding in bindings if not isinstance(binding, Queue)} == {CONTROL}
     for service, heard in (("echo", True), ("parse", True), ("other", False), ("echo2", False)):
-        assert any(matches(key, cancel_key(service).split(".")) for key in keys) is heard
+        for routing_key in (cancel_key(service), owns_key(service)):
+            assert any(matches(key, routing_key.split(".")) for key in keys) is heard
     assert request_queue("echo") != "mine"

@@ -14,7 +14,7 @@ from bridge_protocol.topology import PARTITIONS, session_queue
 from broker import contract
 from broker.contract import Consumer, Delivery
 from worker_node import partitions
-from worker_node.partitions import Partitions
+from worker_node.partitions import Partitions, weight
 
 
 class Channel:
@@ -28,15 +28,22 @@ class Channel:
         self.open.set()
         self.consumers: Counter[str] = Counter()
         self.rejected: list[int] = []
+        self.cancelled: list[str] = []
+        self.tags: dict[str, str] = {}  # by queue, of the latest consumer
+        self._made = 0
         self._on_delivery: dict[str, Callable[[Delivery], None]] = {}
 
     async def consume(self, queue: str, on_delivery: Callable[[Delivery], None], **_: Any) -> Consumer:
         self.consumers[queue] += 1
         self._on_delivery[queue] = on_delivery
+        self._made += 1
+        self.tags[queue] = f"c{self._made}"
+        consumer = Consumer(tag=self.tags[queue], queue=queue)
         await self.open.wait()
-        return Consumer(tag=f"{queue} {self.consumers.total()}", queue=queue)
+        return consumer
 
     async def cancel(self, consumer: Consumer) -> None:
+        self.cancelled.append(consumer.tag)
         self.consumers[consumer.queue] -= 1
 
     def reject(self, tag: int, *, requeue: bool) -> None:
@@ -58,6 +65,18 @@ class Channel:
         self._on_delivery[queue](delivery)
 
 
+def made(owned: list[int], begun: list[list[int]]) -> Partitions:
+    """Of the node b; what it says."""
+    return Partitions(
+        "work",
+        "b",
+        on_delivery=lambda *_: None,
+        on_owned=owned.append,
+        on_consuming=lambda numbers: begun.append(list(numbers)),
+        on_cancelled=lambda _: None,
+    )
+
+
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not condition():
@@ -68,9 +87,7 @@ async def test_a_queue_that_is_left_for_a_while_is_consumed_again_once(monkeypat
     """Also where the node stops taking requests, and takes them again, at the moment its time is over."""
     monkeypatch.setattr(partitions, "HAND_BACK", 0.02)
     queue = session_queue("work", 0)
-    consumed = Partitions(
-        "work", "b", on_delivery=lambda *_: None, on_owned=lambda _: None, on_cancelled=lambda _: None
-    )
+    consumed = made([], [])
     consumed.want(True)
     channel = Channel()
     await consumed.attach(cast("contract.Channel", channel))
@@ -85,3 +102,31 @@ async def test_a_queue_that_is_left_for_a_while_is_consumed_again_once(monkeypat
     channel.open.set()
     await consumed.settled()
     assert {channel.consumers[session_queue("work", number)] for number in range(PARTITIONS)} == {1}
+
+
+async def test_who_owns_a_queue_and_is_outranked_there_stands_by_with_a_new_consumer() -> None:
+    """RabbitMQ 4.3 would keep the old one for ever, if this node died before all it holds is settled."""
+    owned: list[int] = []
+    begun: list[list[int]] = []
+    consumed = made(owned, begun)
+    consumed.want(True)
+    channel = Channel()
+    await consumed.attach(cast("contract.Channel", channel))
+    assert begun == [list(range(PARTITIONS))]
+    better = [number for number in range(PARTITIONS) if weight("a", number) > weight("b", number)]
+    worse = sorted(set(range(PARTITIONS)) - set(better))
+    for number in (better[0], better[1], worse[0]):
+        channel.deliver(session_queue("work", number), "x@b")
+    first = dict(channel.tags)
+    consumed.yield_to("a", [better[0], worse[0], better[2]])  # owned and outranked, owned and not, and not owned
+    await consumed.settled()
+    renewed = [
+        number for number in range(PARTITIONS) if channel.tags[session_queue("work", number)] not in first.values()
+    ]
+    assert renewed == [better[0]]
+    assert channel.cancelled == [first[session_queue("work", better[0])]]
+    assert begun[1:] == [[better[0]]]  # it may outrank others there
+    assert channel.consumers.total() == PARTITIONS
+    assert consumed.owned == sorted({better[1], worse[0]})
+    channel.deliver(session_queue("work", better[0]), "x@b")  # the other has left
+    assert owned == [better[0], better[1], worse[0], better[0]]

@@ -144,7 +144,7 @@ def test_the_complete_message_is_admitted_and_each_reply_address_too() -> None:
 
 
 def test_the_examples_of_control_messages_are_such() -> None:
-    body, owned, granted = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
+    body, owned, consumed, granted = re.findall(r'^    (\{"protocol":1,"control".*\})$', WIRE, re.MULTILINE)
     cancel = control.decode_control(body.encode())
     assert isinstance(cancel, control.Cancel)
     assert control.encode_cancel(cancel) == body.encode()
@@ -153,6 +153,9 @@ def test_the_examples_of_control_messages_are_such() -> None:
     assert isinstance(owns, control.Owns)
     assert control.encode_owns(owns) == owned.encode()
     assert control.owns_key("<service>") in WIRE
+    consumes = control.decode_control(consumed.encode())
+    assert isinstance(consumes, control.Consumes)
+    assert control.encode_consumes(consumes) == consumed.encode()
     credit = control.decode_control(granted.encode())
     assert isinstance(credit, control.Credit)
     assert control.encode_credit(credit) == granted.encode()

@@ -13,8 +13,9 @@ import random
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,22 @@ from crowd import who_takes_it
 from soak import SOAK
 from vhost import Vhost
 
+from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import BridgeCrashed, SessionLost
-from bridge_protocol.topology import PARTITIONS, partition_of
+from bridge_protocol.topology import (
+    PARTITIONS,
+    partition_of,
+    service_topology,
+    session_queue,
+    session_topology,
+    shared_topology,
+)
 from broker.address import parse_addresses
-from broker.amqp import AmqpBroker
+from broker.amqp import AmqpBroker, AmqpChannel
+from broker.contract import Delivery, Message
 from producer.async_producer import AsyncProducer
 from producer.session import AsyncSession
-from worker_node.partitions import weight
+from worker_node.partitions import Partitions, weight
 
 SESSIONS = 200 if SOAK else 64
 ROUNDS = 10 if SOAK else 1
@@ -231,6 +241,61 @@ async def test_a_broker_restart_ends_no_session(rabbitmq_vhost: Vhost) -> None:
         await counters.count(2)
         assert not counters.lost
         assert counters.nodes == homes
+
+
+async def test_a_node_that_dies_while_it_is_outranked_leaves_no_consumer_behind(rabbitmq_vhost: Vhost) -> None:
+    """RabbitMQ 4.3 would keep it, and give it what comes once no better one is there: nobody would get that."""
+    broker = AmqpBroker(parse_addresses(rabbitmq_vhost.url))
+    queue = session_queue("work", 0)
+    worst, best = sorted(("a", "b"), key=lambda name: weight(name, 0))
+    taken: asyncio.Queue[tuple[str, Delivery]] = asyncio.Queue()
+    nodes: dict[str, Partitions] = {}
+
+    def consumes(name: str, numbers: Sequence[int]) -> None:
+        for node in nodes.values():
+            node.yield_to(name, numbers)
+
+    async def join(name: str) -> AmqpChannel:
+        nodes[name] = Partitions(
+            "work",
+            name,
+            on_delivery=lambda delivery, _: taken.put_nowait((name, delivery)),
+            on_owned=lambda _: None,
+            on_consuming=partial(consumes, name),
+            on_cancelled=lambda _: None,
+        )
+        nodes[name].want(True)
+        channel = await broker.open(name, on_closed=lambda _: None)
+        await nodes[name].attach(channel)
+        return channel
+
+    async def publish() -> None:
+        await setup.publish(
+            Message(exchange="", routing_key=queue, body=b"{}", properties=Properties()), timeout=PATIENCE
+        )
+
+    async with asyncio.timeout(PATIENCE):
+        setup = await broker.open("setup", on_closed=lambda _: None)
+        await setup.declare([*shared_topology(), *service_topology("work"), *session_topology("work")])
+        dying = await join(worst)
+        await publish()
+        assert (await taken.get())[0] == worst
+        leaving = await join(best)
+        await nodes[worst].settled()
+        dying._connection.abort()
+        nodes.pop(worst).detach()
+        name, delivery = await taken.get()
+        assert name == best
+        delivery.ack()
+        await leaving.close()
+        nodes.pop(best).detach()
+        await publish()
+        last = await join("c")
+        name, delivery = await taken.get()
+        assert name == "c"
+        delivery.ack()
+        await last.close()
+        await setup.close()
 
 
 async def test_before_4_0_sessions_stay_with_the_first_node_and_a_worker_says_so_at_its_start(
