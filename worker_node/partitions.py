@@ -37,6 +37,9 @@ from bridge_protocol.topology import DELIVERY_LIMIT, PARTITIONS, session_queue
 from broker.contract import BrokerError, Channel, Consumer, Delivery
 
 PREFETCH = 4  # of each queue
+# A broker that was killed drops its queues' consumers of before just after its start. Tried with 4.3.6: of 32 queues 2
+# to 4 kept a dead one, as is told above, when better ones came at once, and none when they came 0.3 s later.
+QUEUES_RECOVER = 1.0  # seconds after connecting again
 HAND_BACK = 15.0  # seconds after connecting
 HAND_BACK_AGAIN = 30.0  # after connecting again: so long the others may take to do so too
 HANDED_BACK_AT_ONCE = DELIVERY_LIMIT // 3  # times; after that a second later, then two, four, …
@@ -112,8 +115,11 @@ class Partitions:
     async def attach(self, channel: Channel) -> None:
         """Consume on this new channel. Raises BrokerError if it cannot."""
         self.detach()
+        window = HAND_BACK
+        if self._hand_back_until is not None:
+            window = HAND_BACK_AGAIN
+            await asyncio.sleep(QUEUES_RECOVER)
         self._channel = channel
-        window = HAND_BACK if self._hand_back_until is None else HAND_BACK_AGAIN
         self._hand_back_until = asyncio.get_running_loop().time() + window
         if not self._told and not _rebalances(channel.server):
             logger.warning(
