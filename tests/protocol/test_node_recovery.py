@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from rig import Rig, echo, misbehave, until
+from rig import PATIENCE, Rig, echo, misbehave, until, with_sdk
 
+from bridge_protocol.topology import partition_of, session_queue
+from broker.contract import ChannelClosed, Consumer
 from broker.memory import MemoryBroker, MemoryChannel
 from worker_node.dispatcher import Dispatcher
 
@@ -35,6 +37,35 @@ def past_the_alarm(broker: MemoryBroker) -> Iterator[None]:
 
 def busy(service: Dispatcher) -> bool:
     return all(slot.state == "busy" for slot in service.pool.slots if slot.seat is not None)
+
+
+# The start.
+
+
+async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_broker(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has lost its majority. The others are served."""
+    consume, asked = MemoryChannel.consume, asyncio.Event()
+
+    async def answered(channel: MemoryChannel, queue: str, *arguments: Any, **options: Any) -> Consumer:
+        if queue == session_queue("work", partition_of("one of it")):
+            asked.set()
+            while not channel.closed:
+                await asyncio.sleep(0.01)
+            raise ChannelClosed("closed")
+        return await consume(channel, queue, *arguments, **options)
+
+    monkeypatch.setattr(MemoryChannel, "consume", answered)
+    node = rig.node(with_sdk("counts"), sessions={"enabled": True}, of_node={"connect_timeout": 0.5})
+    await rig.producer.start()
+    began = time.monotonic()
+    await asyncio.wait_for(node.start(), PATIENCE)
+    assert asked.is_set()
+    assert time.monotonic() - began >= 0.5
+    assert await rig.call("plain")
+    other = rig.producer.session("another", service="work")
+    assert (await other.call("count", timeout=PATIENCE)).result["count"] == 1
 
 
 # The watchdog.
