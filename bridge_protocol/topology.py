@@ -77,7 +77,6 @@ Resource = Exchange | Queue | Binding
 
 
 @lru_cache(maxsize=1024)
-@lru_cache(maxsize=1024)
 def service_name_problem(name: str) -> str | None:
     """Why `name` cannot name a service, or None."""
     if name in RESERVED_NAMES:
