@@ -39,7 +39,7 @@ async def test_a_bridge_that_knows_nothing_of_us_serves_unchanged(rig: Rig, capl
     assert (await rig.call("ping", {"who": "is there"}))["echo"] == {"who": "is there"}
     assert rig.bridge().process is bridge
     await until(lambda: "serving ping" in caplog.messages[-1])
-    await rig.nodes[0].stop()  # it ends with its stdin, or this would take `stop_timeout`
+    await rig.nodes[0].drain()  # which ends its stdin, and kills it only after `stop_timeout`; a stop kills it at once
     assert any("foreign bridge ended" in line for line in caplog.messages)
 
 
