@@ -7,14 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
-import pytest
+from virtual_time import virtual_time
 
 from bridge_protocol.envelope import SESSION_EPOCH, Properties
 from bridge_protocol.topology import PARTITIONS, session_queue
 from broker import contract
 from broker.contract import Consumer, Delivery
-from worker_node import partitions
-from worker_node.partitions import Partitions, weight
+from worker_node.partitions import HAND_BACK, Partitions, weight
 
 
 class Channel:
@@ -78,14 +77,14 @@ def made(owned: list[int], begun: list[list[int]]) -> Partitions:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(2 * HAND_BACK):
         while not condition():
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.01)
 
 
-async def test_a_queue_that_is_left_for_a_while_is_consumed_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@virtual_time
+async def test_a_queue_that_is_left_for_a_while_is_consumed_again_once() -> None:
     """Also where the node stops taking requests, and takes them again, at the moment its time is over."""
-    monkeypatch.setattr(partitions, "HAND_BACK", 0.02)
     queue = session_queue("work", 0)
     consumed = made([], [])
     consumed.want(True)
@@ -97,6 +96,7 @@ async def test_a_queue_that_is_left_for_a_while_is_consumed_again_once(monkeypat
     await until(lambda: channel.rejected == [7])
     assert channel.consumers[queue] == 0
     await until(lambda: channel.consumers[queue])  # its time is over, and the broker takes its own to confirm
+    assert asyncio.get_running_loop().time() >= HAND_BACK
     consumed.want(False)
     consumed.want(True)
     channel.open.set()

@@ -8,6 +8,7 @@ import functools
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -31,7 +32,7 @@ from bridge_protocol.topology import (
 )
 from broker import amqp_connection
 from broker.address import Address, parse_address
-from broker.amqp import AmqpBroker, AmqpChannel
+from broker.amqp import FIRST_PAUSE, AmqpBroker, AmqpChannel
 from broker.contract import AccessRefused, ChannelClosed, ConnectionRefused, Delivery, Message, TopologyMismatch
 
 PATIENCE = 20.0  # seconds for what takes milliseconds on an idle machine
@@ -239,19 +240,30 @@ async def test_cancelling_under_load_loses_nothing_and_nothing_comes_after(rabbi
     assert listener.closings == []
 
 
-async def test_what_still_comes_after_a_subscriptions_end_does_not_reach_its_limit(rabbitmq_vhost: Vhost) -> None:
+async def test_what_still_comes_after_a_subscriptions_end_does_not_reach_its_limit(
+    rabbitmq_vhost: Vhost, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """RabbitMQ 4.3 may go on, for a while after it was started, to give what is handed back to the same consumer."""
     listener = Listener()
     async with opened(rabbitmq_vhost.url, listener) as channel:
         await channel.declare([*shared_topology(), *service_topology("work")])
         consumer = await channel.consume(request_queue("work"), listener.delivered, prefetch=1)
         del channel._subscriptions[consumer.tag]  # as if it had confirmed the cancel
+        times, returns = [asyncio.get_running_loop().time()], 3
+
+        def reject(tag: int, *, requeue: bool) -> None:
+            times.append(asyncio.get_running_loop().time())
+            AmqpChannel.reject(channel, tag, requeue=requeue)
+
+        monkeypatch.setattr(channel, "reject", reject)
         await channel.publish(message(queue=request_queue("work")), timeout=PATIENCE)
-        await asyncio.sleep(1.0)  # in which it would come back far more often than it may
+        await until(lambda: len(times) > returns)
+    for number, (before, after) in enumerate(pairwise(times)):
+        assert after - before > 0.9 * FIRST_PAUSE * 2**number  # at once, it would be at its limit by now
     async with opened(rabbitmq_vhost.url, listener) as channel:
         await channel.consume(request_queue("work"), listener.delivered, prefetch=1)
         await listener.until(lambda: listener.deliveries)
-        assert 2 <= listener.deliveries[0].delivery_count < 10
+        assert returns <= listener.deliveries[0].delivery_count <= returns + 1  # by the end of the connection
 
 
 async def test_an_ack_of_what_came_later_settles_no_late_delivery(rabbitmq_vhost: Vhost) -> None:
