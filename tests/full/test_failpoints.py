@@ -116,7 +116,7 @@ async def test_a_node_is_killed_at(point: Point, site: Site) -> None:
     verdict = ledger.verdict()
     assert verdict.sound, verdict
     assert verdict.duplicated <= (KILLS + 1) * herd.prefetch(0.0001), verdict
-    assert ledger.redelivered
+    assert ledger.redelivered or point is Point.P12  # then it was acked, and the node may have had no other
 
 
 @pytest.mark.parametrize("point", OF_A_PRODUCER)
