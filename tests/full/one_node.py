@@ -1,4 +1,7 @@
-"""One node, until SIGTERM: `python one_node.py SETTINGS BROKER_URL`. SETTINGS are JSON. Says `serving` when it does."""
+"""One node, until SIGTERM: `python one_node.py SETTINGS BROKER_URL HAND_BACK`. Says `serving` when it does.
+
+SETTINGS are JSON; HAND_BACK is for how many seconds after it has connected it leaves others' sessions to them.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import sys
 
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
+from worker_node import partitions
 from worker_node.node import Node
 from worker_node.settings import NodeSettings
 
 
 async def main() -> None:
+    partitions.HAND_BACK = float(sys.argv[3])
     node = Node(NodeSettings.model_validate_json(sys.argv[1]), AmqpBroker(parse_addresses(sys.argv[2])))
     await node.start()
     stopping = asyncio.Event()

@@ -1,7 +1,8 @@
 """Sessions on RabbitMQ, with nodes that are processes: they join, leave, are killed, and the broker restarts.
 
 Each session counts upwards in its bridge's memory, so what happened to it shows in what it counts: within one epoch
-there is no gap and nothing twice, and a loss is told. The short form has fewer sessions and rounds.
+there is no gap and nothing twice, and a loss is told. The short form has fewer sessions and rounds, and its nodes are
+less patient with each other where they join and leave.
 """
 
 from __future__ import annotations
@@ -38,18 +39,19 @@ from broker.amqp import AmqpBroker, AmqpChannel
 from broker.contract import Delivery, Message
 from producer.async_producer import AsyncProducer
 from producer.session import AsyncSession
-from worker_node.partitions import Partitions, weight
+from worker_node.partitions import HAND_BACK, Partitions, weight
 
 SESSIONS = 200 if SOAK else 64
 ROUNDS = 10 if SOAK else 1
+IMPATIENT = HAND_BACK if SOAK else 3.0  # seconds after connecting
 PATIENCE = 90.0  # seconds for what takes ten on an idle machine
 ONE_NODE = Path(__file__).parent / "one_node.py"
 COUNTS = Path(__file__).parents[1] / "bridges" / "counts.py"
 
 
 @asynccontextmanager
-async def node(url: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A node in a process of its own, which serves."""
+async def node(url: str, name: str, hand_back: float = HAND_BACK) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A node in a process of its own, which serves. `hand_back`: see one_node.py."""
     settings = {
         "name": name,
         "drain_timeout": 10,
@@ -64,7 +66,7 @@ async def node(url: str, name: str) -> AsyncIterator[asyncio.subprocess.Process]
         ],
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ONE_NODE), json.dumps(settings), url, stdout=asyncio.subprocess.PIPE
+        *(sys.executable, str(ONE_NODE), json.dumps(settings), url, str(hand_back)), stdout=asyncio.subprocess.PIPE
     )
     try:
         assert process.stdout is not None
@@ -175,14 +177,14 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
     print(f"seed {seed}")
     chance = random.Random(seed)
     async with AsyncExitStack() as stack, AsyncProducer(url) as producer:
-        processes = {name: await stack.enter_async_context(node(url, name)) for name in ("a", "b")}
+        processes = {name: await stack.enter_async_context(node(url, name, IMPATIENT)) for name in ("a", "b")}
         counters = Counters(producer, SESSIONS)
         await settle(counters, ["a", "b"])
         for number in range(ROUNDS):
             # One joins: what it is to own moves to it, and nothing else does.
             before, new = dict(counters.nodes), f"c{number}"
             counters.forget()
-            processes[new] = await stack.enter_async_context(node(url, new))
+            processes[new] = await stack.enter_async_context(node(url, new, IMPATIENT))
             names = sorted(processes)
             await settle(counters, names)
             moved = {partition for partition, name in owners(names).items() if name == new}
@@ -208,7 +210,7 @@ async def test_nodes_join_leave_are_killed_and_held_up(rabbitmq_each: Vhost) -> 
             await leaving.wait()
             await settle(counters, sorted(processes))
             assert {before[session] for session in counters.lost} == {gone}
-            processes[gone] = await stack.enter_async_context(node(url, gone))
+            processes[gone] = await stack.enter_async_context(node(url, gone, IMPATIENT))
             await settle(counters, names)
 
 
