@@ -46,7 +46,7 @@ class Plan:
 
 NODE_KILLS, BRIDGE_KILLS, BROKER_KILLS, CLOSES = "node kills", "bridge kills", "broker kills", "connections closed"
 
-SHORT = Plan(requests=5_000, node_kills=20, bridge_kills=20, broker_kills=2, closes=2, seconds=25)
+SHORT = Plan(requests=5_000, node_kills=20, bridge_kills=20, broker_kills=2, closes=2, seconds=20)
 LONG = Plan(requests=100_000, node_kills=300, bridge_kills=300, broker_kills=30, closes=30, seconds=900)
 # The load of every day: nothing may be lost, and nothing done twice.
 CALM = Plan(requests=10_000, work=(0.0, 0.0), in_flight=300, mixed=False)

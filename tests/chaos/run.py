@@ -37,7 +37,7 @@ from quaybridge.rabbitmq import RabbitMQError
 RECOVERY_LIMIT = 30.0  # seconds from the return of what was away to the first work done
 STALL = 60.0  # seconds without any progress after which a run counts as wedged
 MOST_TIMES = 4  # what is planned, of a fault that meets no request
-BETWEEN_BROKER_KILLS = 10.0  # seconds: it has to come back, and do some work
+BETWEEN_BROKER_KILLS = 5.0  # seconds: it has to come back, and do some work
 # RabbitMQ 4.0 forgets where a quorum queue's log is if it is killed within about 0.6 s of its declaration, and has a
 # queue then that never elects a leader (github.com/rabbitmq/rabbitmq-server/issues/15725); measured, and not on 4.3.
 QUEUES_SETTLE = 3.0  # seconds
