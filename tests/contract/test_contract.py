@@ -33,6 +33,7 @@ from bridge_protocol.topology import (
     service_topology,
     shared_topology,
 )
+from broker.confirm import Confirm
 from broker.contract import Channel, ChannelClosed, Consumer, Delivery, Message, TopologyMismatch, Unroutable
 from broker.failpoints import FailingBroker, Failpoints
 from broker.limits import MAX_BODY
@@ -157,9 +158,9 @@ class Contract:
         await channel.consume(REQUESTS, inbox, prefetch=1000)
         confirmed: list[int] = []
 
-        def confirm(number: int, done: asyncio.Future[None]) -> None:
-            done.result()
-            confirmed.append(number)
+        def confirm(number: int, done: Confirm) -> None:
+            if done.exception() is None:
+                confirmed.append(number)
 
         for number in range(1000):
             channel.publish(request(number), timeout=TIMEOUT).add_done_callback(partial(confirm, number))
