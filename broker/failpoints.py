@@ -328,7 +328,7 @@ class FailingChannel:
     async def close(self) -> None:
         """See the contract."""
         if self._closing is not None:
-            await self._closing
+            await asyncio.shield(self._closing)  # whoever is cancelled here is not the last to wait for it
         await self._inner.close()
 
 

@@ -120,7 +120,7 @@ def test_three_workers_are_healthy_and_answer_this_host(compose: Compose) -> Non
 def test_a_worker_that_is_killed_takes_nothing_with_it(compose: Compose) -> None:
     slow = "\n".join(f"def f{number}(x):\n    return x if x else {number}" for number in range(3000))
     with Producer(compose.url) as producer:
-        requests = [producer.submit("analyse", "summarise", {"source": slow}, timeout=PATIENCE) for _ in range(100)]
+        requests = [producer.submit("analyse", "summarise", {"source": slow}, timeout=PATIENCE) for _ in range(300)]
         requests[0].result()
         run("docker", "kill", compose.workers()[0])
         replies = [request.result() for request in requests]
