@@ -1,7 +1,7 @@
-"""Measures sessions, on RabbitMQ, in about two minutes: `python -m benchmarks.sessions [--rabbitmq NAME]`.
+"""Measures sessions, on RabbitMQ, in about three minutes: `python -m benchmarks.sessions [--rabbitmq NAME]`.
 
     cost       what a request of a session takes of the node's time and of a client's, as a ratio of one without: one
-               node, two echo bridges, as many callers, in turn
+               node, two echo bridges; 1, 64 and 256 callers, each with a session of its own; in turn
     many       10,000 sessions opened on three nodes, and each asked once more: all must live; the nodes' memory
     restart    of 200 strict ones, how many a restart of the broker ends: none may
     failover   a node is killed: how long until the sessions it had are told, and served by another node
@@ -36,7 +36,7 @@ from worker_node.partitions import HAND_BACK_AGAIN
 
 ROUNDS = 5
 SECONDS = 2.0  # of each kind in each round
-CALLERS = 64
+CALLERS = (1, 64, 256)
 MANY = 10_000
 RESTARTED = 200
 IN_FLIGHT = 256
@@ -110,12 +110,12 @@ def _nodes(place: Venue, *numbers: int) -> Iterator[dict[str, psutil.Process]]:
 
 def _one_node(where: Bench) -> list[Goal]:
     with where.venue(QUAYBRIDGE) as place, _nodes(place, 1) as nodes:
-        return asyncio.run(_cost(place.url, nodes["n1"]))
+        return [goal for callers in CALLERS for goal in asyncio.run(_cost(place.url, nodes["n1"], callers))]
 
 
-async def _cost(url: str, node: psutil.Process) -> list[Goal]:
+async def _cost(url: str, node: psutil.Process, callers: int) -> list[Goal]:
     async with AsyncProducer(url) as producer:
-        sessions = [producer.session(f"session {number}", service="echo") for number in range(CALLERS)]
+        sessions = [producer.session(f"session {number}", service="echo") for number in range(callers)]
 
         async def plain(_: int) -> None:
             await producer.call("echo", "echo", ARGS, timeout=TIMEOUT)
@@ -124,25 +124,37 @@ async def _cost(url: str, node: psutil.Process) -> list[Goal]:
             await sessions[number].call("echo", ARGS, timeout=TIMEOUT)
 
         taken: dict[str, list[tuple[float, float]]] = {"plain": [], "session": []}
-        await _loop(plain, node, SECONDS)
-        await _loop(in_session, node, SECONDS)
+        await _loop(plain, callers, node, SECONDS)
+        await _loop(in_session, callers, node, SECONDS)
         for _ in range(ROUNDS):
-            taken["plain"].append(await _loop(plain, node, SECONDS))
-            taken["session"].append(await _loop(in_session, node, SECONDS))
+            taken["plain"].append(await _loop(plain, callers, node, SECONDS))
+            taken["session"].append(await _loop(in_session, callers, node, SECONDS))
     for kind, found in taken.items():
         seconds, cpu = (median(each[n] for each in found) for n in (0, 1))
-        console.print(f"{kind}: {1 / seconds:,.0f}/s, {cpu * 1e6:.0f} µs of the node's CPU time each")
+        console.print(
+            f"{callers} callers, {kind}: {1 / seconds:,.0f}/s, {cpu * 1e6:.0f} µs of the node's CPU time each"
+        )
     ratios = [
         (session[0] / plain[0], session[1] / plain[1])
         for plain, session in zip(taken["plain"], taken["session"], strict=True)
     ]
     return [
-        Goal(text="cost: time of a request, of one without a session", figure=median(r[0] for r in ratios), most=1.3),
-        Goal(text="cost: the node's CPU time, of one without", figure=median(r[1] for r in ratios), most=1.3),
+        Goal(
+            text=f"cost, {callers} callers: time of a request, of one without a session",
+            figure=median(r[0] for r in ratios),
+            most=1.3,
+        ),
+        Goal(
+            text=f"cost, {callers} callers: the node's CPU time, of one without",
+            figure=median(r[1] for r in ratios),
+            most=1.3,
+        ),
     ]
 
 
-async def _loop(call: Callable[[int], Awaitable[None]], node: psutil.Process, seconds: float) -> tuple[float, float]:
+async def _loop(
+    call: Callable[[int], Awaitable[None]], callers: int, node: psutil.Process, seconds: float
+) -> tuple[float, float]:
     """Each caller calls, one at a time, for so long; seconds per request, and of the node's CPU time."""
     done = 0
     before, begin = sum(node.cpu_times()[:2]), time.perf_counter()
@@ -153,7 +165,7 @@ async def _loop(call: Callable[[int], Awaitable[None]], node: psutil.Process, se
             await call(number)
             done += 1
 
-    await asyncio.gather(*map(again, range(CALLERS)))
+    await asyncio.gather(*map(again, range(callers)))
     return (time.perf_counter() - begin) / done, (sum(node.cpu_times()[:2]) - before) / done
 
 
