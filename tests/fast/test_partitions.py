@@ -13,7 +13,7 @@ from bridge_protocol.envelope import SESSION_EPOCH, Properties
 from bridge_protocol.topology import PARTITIONS, session_queue
 from broker import contract
 from broker.contract import Consumer, Delivery
-from worker_node.partitions import HAND_BACK, Partitions, weight
+from worker_node.partitions import HAND_BACK, QUEUES_RECOVER, Partitions, weight
 
 
 class Channel:
@@ -130,3 +130,20 @@ async def test_who_owns_a_queue_and_is_outranked_there_stands_by_with_a_new_cons
     assert consumed.owned == sorted({better[1], worse[0]})
     channel.deliver(session_queue("work", better[0]), "x@b")  # the other has left
     assert owned == [better[0], better[1], worse[0], better[0]]
+
+
+@virtual_time
+async def test_after_a_reconnect_queues_are_consumed_when_their_broker_has_dropped_what_it_had() -> None:
+    loop = asyncio.get_running_loop()
+    consumed = made([], [])
+    consumed.want(True)
+    for pause in (0.0, QUEUES_RECOVER, QUEUES_RECOVER):
+        channel = Channel()
+        connected = loop.time()
+        attaching = asyncio.ensure_future(consumed.attach(cast("contract.Channel", channel)))
+        await asyncio.sleep(pause * 0.9)
+        assert not channel.consumers or not pause
+        await attaching
+        assert loop.time() - connected >= pause
+        assert channel.consumers.total() == PARTITIONS
+        consumed.detach()
