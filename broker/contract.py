@@ -9,7 +9,8 @@ and everything it gave out (deliveries, consumers, unconfirmed publishes) ends w
 next one.
 
 Two implementations pass one test suite (tests/contract): `broker.amqp` and `broker.memory`. All callbacks run
-on the event loop that opened the channel, and must not block; none runs inside the call that caused it.
+on the event loop that opened the channel, and must not block; none runs inside the call that caused it, but those of
+publishes that a `close` ends.
 """
 
 from __future__ import annotations

@@ -112,15 +112,20 @@ class Partitions:
         """Whether there is no consumer."""
         return all(partition.consumer is None for partition in self._partitions)
 
-    async def attach(self, channel: Channel) -> None:
-        """Consume on this new channel. Raises BrokerError if it cannot."""
+    async def attach(self, channel: Channel, connected: float | None = None) -> None:
+        """Consume on this new channel. `connected`: since when it is there, on the loop's clock (None: just now).
+
+        Raises BrokerError if it cannot.
+        """
         self.detach()
+        loop = asyncio.get_running_loop()
         window = HAND_BACK
         if self._hand_back_until is not None:
             window = HAND_BACK_AGAIN
-            await asyncio.sleep(QUEUES_RECOVER)
+            since = 0.0 if connected is None else loop.time() - connected
+            await asyncio.sleep(QUEUES_RECOVER - since)  # once, for all services of a node
         self._channel = channel
-        self._hand_back_until = asyncio.get_running_loop().time() + window
+        self._hand_back_until = loop.time() + window
         if not self._told and not _rebalances(channel.server):
             logger.warning(
                 "%s: %s gives a session queue to the first node that takes it, for as long as that node is there: "

@@ -147,3 +147,15 @@ async def test_after_a_reconnect_queues_are_consumed_when_their_broker_has_dropp
         assert loop.time() - connected >= pause
         assert channel.consumers.total() == PARTITIONS
         consumed.detach()
+
+
+@virtual_time
+async def test_a_node_with_many_services_waits_once_for_all_of_them() -> None:
+    """Each after the other it would be at it for longer than a connection may take to be set up."""
+    loop = asyncio.get_running_loop()
+    services = [made([], []) for _ in range(40)]
+    for _ in range(2):
+        channel, connected = Channel(), loop.time()
+        for consumed in services:
+            await consumed.attach(cast("contract.Channel", channel), connected)
+    assert QUEUES_RECOVER <= loop.time() - connected < QUEUES_RECOVER + 0.1
