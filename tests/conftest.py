@@ -9,10 +9,12 @@ QUAYBRIDGE_REQUIRE_CONTAINERS=1 a container that cannot be started is a failure.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import secrets
 import shutil
 import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -33,6 +35,8 @@ from quaybridge.rabbitmq import (
     image_present,
     server_available,
 )
+
+END_TIMEOUT = 600.0  # seconds a test's end may take
 
 LAYERS = ("fast", "protocol", "full")
 ON_PATH = "rabbitmq-server"  # stands for the one on PATH where others name an image
@@ -205,6 +209,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _layer(path: Path) -> str:
     return path.relative_to(Path(__file__).parent).parts[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """End the whole run where a test's end hangs: once a test has failed, pytest-timeout has no limit for that."""
+    timer = threading.Timer(END_TIMEOUT, _give_up, [item])
+    timer.daemon = True
+    timer.start()
+    try:
+        return (yield)
+    finally:
+        timer.cancel()
+
+
+def _give_up(item: pytest.Item) -> None:
+    plugins = item.config.pluginmanager
+    plugins.getplugin("capturemanager").suspend_global_capture()
+    terminal = plugins.getplugin("terminalreporter")
+    terminal.summary_failures()
+    terminal.write_line(f"{item.nodeid}: its end takes over {END_TIMEOUT:.0f} s: here is where, and this run ends")
+    faulthandler.dump_traceback()
+    os._exit(pytest.ExitCode.INTERNAL_ERROR)
 
 
 @pytest.hookimpl(wrapper=True)
