@@ -100,6 +100,11 @@ def alive_but(pid: int, token: str) -> set[psutil.Process]:
     return {process for process in alive(token) if process.pid != pid}
 
 
+async def both_families(pid: int, token: str) -> None:
+    """Wait until all of a victim's are there: in the middle of its exec a process shows no command line."""
+    await until(lambda: len(alive_but(pid, token)) == 2 * FAMILY)
+
+
 # The death of a node.
 
 
@@ -116,7 +121,7 @@ async def test_nothing_outlives_a_node_that_is_killed(capsys: pytest.CaptureFixt
         token = new_token()
         async with turns, victim(token, b"serving" if delay is None else b"starting") as node:
             if delay is None:
-                assert len(alive_but(node.pid, token)) == 2 * FAMILY
+                await both_families(node.pid, token)
             else:
                 await asyncio.sleep(delay)
             victims[token] = node.pid
@@ -147,7 +152,7 @@ async def test_a_reaper_that_is_killed_is_replaced_and_the_promise_holds() -> No
         assert first is not None
         first.kill()
         await until(lambda: reaper_of(node.pid) not in (first, None))
-        assert len(alive_but(node.pid, token)) == 2 * FAMILY
+        await both_families(node.pid, token)
         node.kill()
         async with asyncio.timeout(PROMISE):
             await until(lambda: not alive_but(node.pid, token))
@@ -190,7 +195,7 @@ async def test_the_next_node_kills_what_a_dead_one_left_and_spares_what_belongs_
         assert len(left) >= 2 * (FAMILY - 1)
         await rig.serve(foreign())
         assert not alive(dead)  # before it serves
-        assert len(alive_but(other.pid, living)) == 2 * FAMILY
+        await both_families(other.pid, living)
         swept = [record.getMessage() for record in caplog.records if "an earlier run" in record.getMessage()]
         assert len(swept) == 1
         # Another node that starts on this host sweeps too, and what ends by itself is not counted.
