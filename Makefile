@@ -3,25 +3,26 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTEST := .venv/bin/python -m pytest
+PACKAGES := bridge_protocol bridge_sdk broker producer worker_node quaybridge examples tests benchmarks
 # "compat" puts a path where setuptools otherwise puts a program, which costs each Python, and so each bridge, 10 ms and 1 MB.
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/.ready ## the main job on real input; options: make demo ARGS="--chaos"
+demo: compiled ## the main job on real input; options: make demo ARGS="--chaos"
 	@.venv/bin/quaybridge demo $(ARGS)
 
-test: lint ## all checks and all tests; what needs RabbitMQ is skipped, loudly, where there is none
+test: lint compiled ## all checks and all tests; what needs RabbitMQ is skipped, loudly, where there is none
 	$(PYTEST) $(ARGS)
 
 test-fast: .venv/.ready ## the fast layer alone: seconds
 	$(PYTEST) tests/fast $(ARGS)
 
-soak: lint ## all tests in their long forms, and what they counted: hours
+soak: lint compiled ## all tests in their long forms, and what they counted: hours
 	QUAYBRIDGE_SOAK=1 $(PYTEST) -rP --timeout 7200 $(ARGS)
 
-chaos: .venv/.ready ## kills under load, and the books of it; LONG=1: 100,000 requests; ARGS="--seed N --json"
+chaos: compiled ## kills under load, and the books of it; LONG=1: 100,000 requests; ARGS="--seed N --json"
 	@PYTHONPATH=tests .venv/bin/python -m chaos $(if $(LONG),--plan long) $(ARGS)
 
 lint: .venv/.ready ## ruff and mypy
@@ -29,7 +30,7 @@ lint: .venv/.ready ## ruff and mypy
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-bench: .venv/.bench ## measure speed against other systems, on RabbitMQ; options: make bench ARGS="--only a,b --rounds 3 --quick"
+bench: .venv/.bench compiled ## measure speed against other systems, on RabbitMQ; options: make bench ARGS="--only a,b --rounds 3 --quick"
 	@.venv/bin/python -m benchmarks $(ARGS)
 
 RABBITMQ_IMAGE ?= rabbitmq:4-management
@@ -75,6 +76,11 @@ clean: ## remove .venv, caches and build products
 	$(INSTALL) '.[test]'
 	@touch $@
 
+# What pip does with all it installs, but not for --editable. Where PYTHONDONTWRITEBYTECODE is set, as in many images,
+# every bridge, node and command that is started would compile it again.
+compiled: .venv/.ready
+	@.venv/bin/python -m compileall -q $(PACKAGES)
+
 # The systems that are compared with: only here, and for nothing else.
 .venv/.bench: .venv/.ready
 	$(INSTALL) '.[bench]'
@@ -87,4 +93,4 @@ dspy: .venv/.dspy ## install DSPy, for examples/dspy and its tests
 	$(INSTALL) '.[test,dspy]'
 	@touch $@
 
-.PHONY: help demo test test-fast soak chaos lint bench rabbitmq dspy clean
+.PHONY: help compiled demo test test-fast soak chaos lint bench rabbitmq dspy clean

@@ -170,11 +170,16 @@ class Server:
         if request.command == PING:
             if request.id == HANDSHAKE_ID:
                 self._take_limit(request.args.get("frame_limit"))
-            return result_frame(request.id, {"status": "ok", "capabilities": self._capabilities()}, self._limit)
+                return self._pong(request, {})
+            return self._pong(request, {"descriptions": self._descriptions()})
         if request.command == SHUTDOWN:
             self._ended = True
             return result_frame(request.id, {"status": "ended"}, self._limit)
         return failure_frame(request.id, unknown_command(request.command, self._commands), self._limit)
+
+    def _pong(self, request: Request, more: Mapping[str, Any]) -> bytes:
+        result = {"status": "ok", "capabilities": {**self._capabilities(), **more}}
+        return result_frame(request.id, result, self._limit)
 
     def _take_limit(self, limit: Any) -> None:
         """A node whose limit is not the default says so; a larger reply would be answered with a kill."""
@@ -191,13 +196,12 @@ class Server:
             "shutdown": True,
             "binary": True,
             "commands": sorted(self._commands),
-            "descriptions": self._descriptions(),
             "stacks": self._stacks,
         }
 
     def _descriptions(self) -> list[dict[str, Any]]:
         if self._described is None:
-            from bridge_sdk.description import descriptions  # 1 ms: for a bridge's first ping, and for nothing else
+            from bridge_sdk.description import descriptions  # 2 ms: for a person who asks, and not for each start
 
             self._described = descriptions(self._commands, self._limit // 4)
         return self._described

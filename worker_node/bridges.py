@@ -190,7 +190,8 @@ class Bridges:
         """Start a bridge in the slot and greet it; what the pool wants done if that fails at once."""
         settings = self._settings
         run = self._reaper.new_bridge()
-        environment = bridge_environment(os.environ, settings.environment, seat, run)
+        ends_with = self._launcher.ends_with
+        environment = bridge_environment(os.environ, settings.environment, seat, run, ends_with=ends_with)
         bridge: Bridge
         try:
             process = self._spawn(

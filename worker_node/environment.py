@@ -16,19 +16,26 @@ MARK = "QUAYBRIDGE_BRIDGE"
 # Tells a bridge whose service has `protocol_fd` its two descriptors, "7,8": requests are read from the first, replies
 # written to the second.
 PROTOCOL_FDS = "QUAYBRIDGE_PROTOCOL_FDS"
+# The id of the node, where the kernel ends with it the process that it starts, so that the SDK need not ask for that. A
+# process between the two, which then is the one that ends, is another parent.
+ENDS_WITH = "QUAYBRIDGE_ENDS_WITH"
 # Tells the bridge, and whatever it starts, from all others: see run_id.py.
 RUN = "QUAYBRIDGE_RUN"
 
 
-def bridge_environment(inherited: Mapping[str, str], named: Mapping[str, str], slot: int, run: str) -> dict[str, str]:
+def bridge_environment(
+    inherited: Mapping[str, str], named: Mapping[str, str], slot: int, run: str, *, ends_with: int | None = None
+) -> dict[str, str]:
     """What is allowed of `inherited`, and what the service names, with `{slot}` replaced by the slot's number.
 
-    `run`: the bridge's run id.
+    `run`: the bridge's run id. `ends_with`: this process's id, where the kernel ends the bridge with it.
     """
     environment = {name: value for name, value in inherited.items() if _allowed(name, value)}
     environment |= {name: value.replace("{slot}", str(slot)) for name, value in named.items()}
     environment[MARK] = "1"
     environment[RUN] = run
+    if ends_with is not None:
+        environment[ENDS_WITH] = str(ends_with)
     return environment
 
 

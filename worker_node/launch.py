@@ -42,6 +42,11 @@ class Launcher:
         }
         return [name for name, tool in lacks.items() if tool is None]
 
+    @property
+    def ends_with(self) -> int | None:
+        """The process that a bridge ends with by the kernel's hand: this one, or none."""
+        return None if self._setpriv is None else os.getpid()
+
     def command(
         self, command: tuple[str, ...], limits: LimitSettings, environment: Mapping[str, str], directory: str | None
     ) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker_node.environment import MARK, RUN, bridge_environment
+from worker_node.environment import ENDS_WITH, MARK, RUN, bridge_environment
 
 NODE = {
     "PATH": "/usr/bin",
@@ -46,6 +46,11 @@ def test_only_what_is_allowed_gets_in() -> None:
         MARK,
         RUN,
     }
+
+
+def test_a_bridge_that_ends_with_its_node_is_told_which_process_that_is() -> None:
+    assert bridge_environment({}, {}, 0, "x/1", ends_with=17)[ENDS_WITH] == "17"
+    assert ENDS_WITH not in bridge_environment({}, {}, 0, "x/1")
 
 
 def test_no_secret_gets_in() -> None:

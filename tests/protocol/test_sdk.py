@@ -110,6 +110,10 @@ def test_ping_tells_the_capabilities(start: Start, environment: Mapping[str, str
         ],
     }
     assert read_capabilities(result).commands == ("shout",)
+    result["capabilities"].pop("descriptions")  # for people, who do not see the answer to the handshake
+    greeted = client.shake_hands()
+    greeted["capabilities"].pop("stacks")
+    assert greeted == result
 
 
 def test_shutdown_is_answered_and_ends_the_bridge_after_what_came_before(start: Start) -> None:
@@ -266,6 +270,21 @@ def test_commands_and_children_find_an_empty_standard_input(start: Start) -> Non
     )
     assert client.call("read") == ["", "", ""]
     assert client.call("read") == ["", "", ""]
+
+
+@pytest.mark.parametrize(("ends_with", "asks"), [(str(os.getpid()), False), ("1", True), ("", True)])
+def test_a_bridge_asks_to_end_with_its_parent_unless_that_is_so(start: Start, ends_with: str, asks: bool) -> None:
+    client = start(
+        """
+        @bridge.command
+        def look() -> list:
+            return ["ctypes" in sys.modules, [name for name in os.environ if name.startswith("QUAYBRIDGE_")]]
+
+        bridge.serve()
+        """,
+        environment={"QUAYBRIDGE_BRIDGE": "1", "QUAYBRIDGE_ENDS_WITH": ends_with},
+    )
+    assert client.call("look") == [asks, []]
 
 
 def test_children_inherit_neither_the_pipes_nor_the_mark(start: Start) -> None:
