@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 
 from bridge_protocol.claim_check import CLAIM
 from bridge_protocol.errors import Code
+from bridge_protocol.fields import is_integer
 from bridge_protocol.messages import PROTOCOL_VERSION
 
 CONTENT_TYPE = "application/json"
@@ -290,7 +291,7 @@ def read_history(headers: Mapping[str, Any], now: int | None) -> History:
     first_failed, replays = headers.get(FIRST_FAILED), headers.get(REPLAYS)
     return History(
         first_failed=first_failed if _is_moment(first_failed, now) else None,
-        replays=min(replays, _MOST_REPLAYS) if _is_integer(replays) and replays > 0 else 0,
+        replays=min(replays, _MOST_REPLAYS) if is_integer(replays) and replays > 0 else 0,
     )
 
 
@@ -301,8 +302,4 @@ def read_traceparent(headers: Mapping[str, Any]) -> str | None:
 
 
 def _is_moment(value: object, now: int | None) -> TypeGuard[int]:
-    return _is_integer(value) and _LEAST_MOMENT <= value <= (_MOST_MOMENT if now is None else now)
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return is_integer(value) and _LEAST_MOMENT <= value <= (_MOST_MOMENT if now is None else now)

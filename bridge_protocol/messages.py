@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TypeGuard
+from typing import Any
 
 from bridge_protocol import codec
 from bridge_protocol.binary import BINARY, TAKES_BINARY, encode_declared, restore_args
 from bridge_protocol.errors import FrameError, FrameKind
-from bridge_protocol.frames import DEFAULT_LIMIT
+from bridge_protocol.fields import is_integer, is_number, wrong
 
 PROTOCOL_VERSION = 1
 HANDSHAKE_ID = 0
@@ -125,35 +125,6 @@ class Chunk:
     binary: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stacks:
-    """On `signal` the process `pid`, the bridge or one it started, writes its threads' stacks to stderr."""
-
-    pid: int
-    signal: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Capabilities:
-    """What a bridge claims in `result.capabilities` of its handshake; a bridge that claims nothing has these.
-
-    `concurrency` is the number of requests it takes at once, `commands` their names where it lists them, `stacks`
-    how to ask where it hangs: `{"pid": 1234, "signal": 64}`. `ahead` is how many more it takes while one runs (at a
-    concurrency of 1): it begins them in the order they come, and gives back what it has not begun when asked to by a
-    cancel with `"unbegun": true`. `binary`: it knows what stands for bytes.
-    """
-
-    protocol: int = 0
-    concurrency: int = 1
-    cancel: bool = False
-    stream: bool = False
-    shutdown: bool = False
-    commands: tuple[str, ...] = ()
-    stacks: Stacks | None = None
-    ahead: int = 0
-    binary: bool = False
-
-
 def format_timestamp(seconds: float) -> str:
     """`seconds` since 1970 as RFC 3339 text, to the millisecond, in UTC."""
     return _to_the_millisecond(int(seconds * 1000))
@@ -229,25 +200,25 @@ def read_request(body: dict[str, Any]) -> Request:
     if args is None:
         args = {}
     if not isinstance(args, dict):
-        raise _wrong("args", "an object", args)
+        raise wrong("args", "an object", args)
     command = body.get("command")
     if not isinstance(command, str):
-        raise _wrong("command", "text", command)
+        raise wrong("command", "text", command)
     if problem := command_problem(command):
         raise FrameError(FrameKind.BAD_ENVELOPE, problem)
     deadline = body.get("deadline")
-    if deadline is not None and (not _is_integer(deadline) or deadline < 0):
-        raise _wrong("deadline", "Unix milliseconds", deadline)
+    if deadline is not None and (not is_integer(deadline) or deadline < 0):
+        raise wrong("deadline", "Unix milliseconds", deadline)
     attempt = body.get("attempt", 1)
-    if not _is_integer(attempt) or attempt < 1:
-        raise _wrong("attempt", "an integer from 1", attempt)
+    if not is_integer(attempt) or attempt < 1:
+        raise wrong("attempt", "an integer from 1", attempt)
     timestamp = body.get("timestamp")
     traceparent = body.get("traceparent")
     if traceparent is not None and not isinstance(traceparent, str):
-        raise _wrong("traceparent", "text", traceparent)
+        raise wrong("traceparent", "text", traceparent)
     binary = body.get(BINARY)
     if binary is not None and not isinstance(binary, str):
-        raise _wrong(BINARY, "text", binary)
+        raise wrong(BINARY, "text", binary)
     return Request(
         id=_id(body),
         command=command,
@@ -331,7 +302,7 @@ def _read_message(body: dict[str, Any]) -> Result | Failure | Progress | Chunk:
     if success is False:
         error = body.get("error")
         if not isinstance(error, str):
-            raise _wrong("error", "text", error)
+            raise wrong("error", "text", error)
         return Failure(
             id=None if body.get("id", 0) is None else _id(body),
             error=error,
@@ -339,56 +310,16 @@ def _read_message(body: dict[str, Any]) -> Result | Failure | Progress | Chunk:
             recycle=body.get("recycle") is True,
         )
     if success is not None:
-        raise _wrong("success", "true or false", success)
+        raise wrong("success", "true or false", success)
     event = body.get("event")
     if event == "progress":
         return Progress(id=_id(body), data=body.get("data"))
     if event == "chunk":
         seq = body.get("seq")
-        if not _is_integer(seq) or seq < 0:
-            raise _wrong("seq", "an integer from 0", seq)
+        if not is_integer(seq) or seq < 0:
+            raise wrong("seq", "an integer from 0", seq)
         return Chunk(id=_id(body), seq=seq, data=body.get("data"), binary=_binary(body))
     raise FrameError(FrameKind.BAD_ENVELOPE, "a message needs 'success' or a known 'event'")
-
-
-def handshake(worker_id: str, timestamp: str = "", *, frame_limit: int = DEFAULT_LIMIT) -> Request:
-    """The first request on every bridge; any success is READY. `worker_id` is `<node>-<slot>`.
-
-    `frame_limit` (bytes) is told where it is not the default: a larger reply would be the bridge's end.
-    """
-    args: dict[str, Any] = {"initialization": True, "worker_id": worker_id, "protocol": PROTOCOL_VERSION}
-    if frame_limit != DEFAULT_LIMIT:
-        args["frame_limit"] = frame_limit
-    return Request(id=HANDSHAKE_ID, command=PING, args=args, timestamp=timestamp)
-
-
-def read_capabilities(result: Any) -> Capabilities:
-    """What a handshake's result claims. Raises FrameError if it claims nonsense.
-
-    Only `result.capabilities` is believed: older bridges echo the handshake's args elsewhere.
-    """
-    claimed = result.get("capabilities") if isinstance(result, dict) else None
-    if not isinstance(claimed, dict):
-        return Capabilities()
-    concurrency = claimed.get("concurrency", 1)
-    if not _is_integer(concurrency) or not 1 <= concurrency <= 1024:
-        raise _wrong("capabilities.concurrency", "1 … 1024", concurrency)
-    ahead = claimed.get("ahead", 0)
-    if not _is_integer(ahead) or not 0 <= ahead <= 1024:
-        raise _wrong("capabilities.ahead", "0 … 1024", ahead)
-    protocol = claimed.get("protocol")
-    commands = claimed.get("commands")
-    return Capabilities(
-        protocol=protocol if _is_integer(protocol) else 0,
-        concurrency=concurrency,
-        cancel=claimed.get("cancel") is True,
-        stream=claimed.get("stream") is True,
-        shutdown=claimed.get("shutdown") is True,
-        commands=tuple(c for c in commands if isinstance(c, str)) if isinstance(commands, list) else (),
-        stacks=_stacks(claimed.get("stacks")),
-        ahead=ahead,
-        binary=claimed.get("binary") is True,
-    )
 
 
 def without_binary(payload: bytes | bytearray) -> bytes:
@@ -426,15 +357,6 @@ def _binary(body: dict[str, Any]) -> str | None:
     return key if isinstance(key, str) else None
 
 
-def _stacks(value: Any) -> Stacks | None:
-    if not isinstance(value, dict):
-        return None
-    pid, number = value.get("pid"), value.get("signal")
-    if not (_is_integer(pid) and 0 < pid < 2**31 and _is_integer(number) and 0 < number <= 64):
-        return None
-    return Stacks(pid=pid, signal=number)
-
-
 def _error_info(value: Any) -> ErrorInfo | None:
     """What `error_info` says, as far as its fields have the right types."""
     if not isinstance(value, dict):
@@ -451,7 +373,7 @@ def _error_info(value: Any) -> ErrorInfo | None:
         message=text("message") or "",
         traceback=text("traceback"),
         retryable=value.get("retryable") is True,
-        retry_after=float(retry_after) if _is_number(retry_after) and retry_after >= 0 else None,
+        retry_after=float(retry_after) if is_number(retry_after) and retry_after >= 0 else None,
         bad_request=value.get("bad_request") is True,
         details=details if isinstance(details, dict) else {},
     )
@@ -459,20 +381,6 @@ def _error_info(value: Any) -> ErrorInfo | None:
 
 def _id(body: dict[str, Any]) -> int:
     value = body.get("id")
-    if not _is_integer(value) or not HANDSHAKE_ID <= value <= MAX_ID:
-        raise _wrong("id", "an integer from 0 to 2^53−1", value)
+    if not is_integer(value) or not HANDSHAKE_ID <= value <= MAX_ID:
+        raise wrong("id", "an integer from 0 to 2^53−1", value)
     return value
-
-
-def _is_integer(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _wrong(name: str, wanted: str, found: Any) -> FrameError:
-    # The value itself is quoted only where it is short by nature: a payload is never repeated in an error.
-    shown = f"{found!r:.40}" if isinstance(found, int | float | str | None) else type(found).__name__
-    return FrameError(FrameKind.BAD_ENVELOPE, f"{name} must be {wanted}, not {shown}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bridge_protocol.messages import CLEANUP_SESSION, Capabilities
+from bridge_protocol.handshake import Capabilities
+from bridge_protocol.messages import CLEANUP_SESSION
 from worker_node.bridge_process import BridgeProcess
 from worker_node.core.fate import Fault
 from worker_node.core.ladder import Step

@@ -18,6 +18,7 @@ from typing import Any
 from bridge_protocol import messages
 from bridge_protocol.errors import Code, FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING
+from bridge_protocol.handshake import handshake, read_capabilities
 from worker_node.bridge import MOST_UNANSWERED, Bridge
 from worker_node.bridge_process import BridgeExit, BridgeProcess, Direction, Garbage, Stall
 from worker_node.core.actions import Action
@@ -220,7 +221,7 @@ class Bridges:
             return self._pool.exited(slot, self._loop.time())
         bridge = self._bridges[slot] = Bridge(slot, seat, process, run)
         moment = messages.format_timestamp(self._wall())
-        greeting = messages.handshake(f"{self._node}-{seat}", moment, frame_limit=settings.frame_limit)
+        greeting = handshake(f"{self._node}-{seat}", moment, frame_limit=settings.frame_limit)
         self.write(bridge, messages.encode_request(greeting))
         return []
 
@@ -279,7 +280,7 @@ class Bridges:
             said = repr(message.error[:200]) if isinstance(message, messages.Failure) else type(message).__name__
             self._start_failed(bridge, f"it answered its handshake with {said}")
             return
-        bridge.capabilities = messages.read_capabilities(message.result)
+        bridge.capabilities = read_capabilities(message.result)
         memory = None if self._memory is None else tree_memory([bridge.process.pid]).get(bridge.process.pid)
         self._perform(
             self._pool.greeted(

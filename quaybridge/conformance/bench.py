@@ -13,7 +13,8 @@ from typing import Any, Final
 
 import psutil
 
-from bridge_protocol.messages import Capabilities, Failure, Result
+from bridge_protocol.handshake import Capabilities
+from bridge_protocol.messages import Failure, Result
 from quaybridge.conformance.report import CannotStart, NotClaimed, Unmet
 from quaybridge.conformance.subject import Subject, descendants, shown
 

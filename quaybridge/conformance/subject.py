@@ -21,11 +21,11 @@ import psutil
 
 from bridge_protocol.errors import FrameError, escape
 from bridge_protocol.frames import FrameDecoder, encode_frame
+from bridge_protocol.handshake import Capabilities, handshake, read_capabilities
 from bridge_protocol.messages import (
     CANCEL,
     HANDSHAKE_ID,
     SHUTDOWN,
-    Capabilities,
     Chunk,
     Failure,
     Progress,
@@ -33,8 +33,6 @@ from bridge_protocol.messages import (
     Result,
     decode_message,
     encode_request,
-    handshake,
-    read_capabilities,
 )
 from quaybridge.conformance.report import Unmet
 from quaybridge.exit_status import printable

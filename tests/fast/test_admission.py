@@ -21,7 +21,8 @@ from bridge_protocol.envelope import (
     request_properties,
 )
 from bridge_protocol.errors import Code
-from bridge_protocol.messages import CANCEL, MAX_ID, PING, SHUTDOWN, Request, encode_request, handshake
+from bridge_protocol.handshake import handshake
+from bridge_protocol.messages import CANCEL, MAX_ID, PING, SHUTDOWN, Request, encode_request
 from bridge_protocol.topology import PARTITIONS, partition_of
 from worker_node.core.admission import Admitted, Refused, admit, identity_of, reply_address
 

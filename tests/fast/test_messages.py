@@ -12,18 +12,17 @@ from vectors import cases, octets
 
 from bridge_protocol import codec, messages
 from bridge_protocol.errors import FrameError, FrameKind
+from bridge_protocol.handshake import Capabilities, Stacks, handshake, read_capabilities
 from bridge_protocol.messages import (
     HANDSHAKE_ID,
     MAX_ID,
     RESERVED_COMMANDS,
-    Capabilities,
     Chunk,
     ErrorInfo,
     Failure,
     Progress,
     Request,
     Result,
-    Stacks,
 )
 
 KINDS = {"result": Result, "failure": Failure, "progress": Progress, "chunk": Chunk}
@@ -179,7 +178,7 @@ def test_an_attempt_is_spliced_in_and_the_rest_stays_byte_for_byte(case: dict[st
 
 
 def test_the_handshake_is_a_ping_with_id_0() -> None:
-    request = messages.handshake("node-1-0", "2024-05-01T12:00:00.000Z")
+    request = handshake("node-1-0", "2024-05-01T12:00:00.000Z")
     assert request.id == HANDSHAKE_ID == 0
     assert request.command == "ping"
     assert request.args == {"initialization": True, "worker_id": "node-1-0", "protocol": 1}
@@ -215,7 +214,7 @@ def test_only_cancel_and_shutdown_are_reserved() -> None:
     ids=str,
 )
 def test_a_bridge_that_claims_nothing_gets_the_least(result: Any) -> None:
-    assert messages.read_capabilities(result) == Capabilities()
+    assert read_capabilities(result) == Capabilities()
     assert Capabilities() == Capabilities(
         protocol=0, concurrency=1, cancel=False, stream=False, shutdown=False, commands=(), stacks=None, ahead=0
     )
@@ -223,31 +222,31 @@ def test_a_bridge_that_claims_nothing_gets_the_least(result: Any) -> None:
 
 def test_claims_are_read() -> None:
     claimed = {"protocol": 1, "concurrency": 1024, "cancel": True, "stream": True, "shutdown": True}
-    assert messages.read_capabilities({"capabilities": {**claimed, "commands": ["a", 1, "b"]}}) == Capabilities(
+    assert read_capabilities({"capabilities": {**claimed, "commands": ["a", 1, "b"]}}) == Capabilities(
         **claimed, commands=("a", "b")
     )
 
 
 def test_how_to_ask_for_stacks_is_read() -> None:
     claimed = {"capabilities": {"stacks": {"pid": 7, "signal": 64}}}
-    assert messages.read_capabilities(claimed).stacks == Stacks(pid=7, signal=64)
+    assert read_capabilities(claimed).stacks == Stacks(pid=7, signal=64)
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1025, "2", 1.0, True, None, []])
 def test_a_concurrency_that_makes_no_sense_is_refused(concurrency: Any) -> None:
     with pytest.raises(FrameError, match="concurrency must be 1 … 1024") as refused:
-        messages.read_capabilities({"capabilities": {"concurrency": concurrency}})
+        read_capabilities({"capabilities": {"concurrency": concurrency}})
     assert refused.value.kind == FrameKind.BAD_ENVELOPE
 
 
 def test_how_many_it_takes_ahead_is_read() -> None:
-    assert messages.read_capabilities({"capabilities": {"ahead": 16}}).ahead == 16
+    assert read_capabilities({"capabilities": {"ahead": 16}}).ahead == 16
 
 
 @pytest.mark.parametrize("ahead", [-1, 1025, "2", 1.0, True, None, []])
 def test_a_number_ahead_that_makes_no_sense_is_refused(ahead: Any) -> None:
     with pytest.raises(FrameError, match="ahead must be 0 … 1024") as refused:
-        messages.read_capabilities({"capabilities": {"ahead": ahead}})
+        read_capabilities({"capabilities": {"ahead": ahead}})
     assert refused.value.kind == FrameKind.BAD_ENVELOPE
 
 
@@ -326,6 +325,6 @@ def test_any_object_is_a_message_or_one_frame_error(body: dict[str, Any]) -> Non
 def test_any_handshake_result_gives_capabilities_or_one_frame_error(claimed: Any) -> None:
     for result in (claimed, {"capabilities": claimed}, {"capabilities": {"concurrency": claimed, "commands": claimed}}):
         try:
-            assert messages.read_capabilities(result).concurrency >= 1
+            assert read_capabilities(result).concurrency >= 1
         except FrameError as error:
             assert error.kind == FrameKind.BAD_ENVELOPE  # noqa: PT017  # either is right

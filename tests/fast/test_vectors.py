@@ -14,7 +14,8 @@ from bridge_protocol import control, messages
 from bridge_protocol.envelope import Properties
 from bridge_protocol.errors import FrameError, FrameKind
 from bridge_protocol.frames import LIMIT_CEILING, FrameDecoder, encode_frame
-from bridge_protocol.messages import Capabilities, Request, Stacks
+from bridge_protocol.handshake import Capabilities, Stacks, read_capabilities
+from bridge_protocol.messages import Request
 from bridge_sdk.inbox import Inbox
 from worker_node.core.admission import Admitted, Refused, admit
 
@@ -108,7 +109,7 @@ def test_a_bad_reply_has_its_kind_in_a_node(case: dict[str, Any]) -> None:
 def test_what_a_handshake_claims(case: dict[str, Any]) -> None:
     if "error" in case:
         with pytest.raises(FrameError) as refused:
-            messages.read_capabilities(case["result"])
+            read_capabilities(case["result"])
         assert refused.value.kind == case["error"]
         return
     claims = dict(case["claims"])
@@ -116,7 +117,7 @@ def test_what_a_handshake_claims(case: dict[str, Any]) -> None:
         claims["commands"] = tuple(claims["commands"])
     if "stacks" in claims:
         claims["stacks"] = Stacks(**claims["stacks"])
-    assert messages.read_capabilities(case["result"]) == Capabilities(**claims)
+    assert read_capabilities(case["result"]) == Capabilities(**claims)
 
 
 @pytest.mark.parametrize("case", cases("control.json"))

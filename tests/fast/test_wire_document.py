@@ -15,7 +15,8 @@ from bridge_protocol.description import Argument, Description, read_descriptions
 from bridge_protocol.envelope import FRESH, Properties, SessionClaim, reply_to_problem, session_headers
 from bridge_protocol.errors import Code, FrameKind, RequestFailed, exception_for
 from bridge_protocol.frames import DEFAULT_LIMIT, LIMIT_CEILING, FrameDecoder, encode_frame
-from bridge_protocol.messages import HANDSHAKE_ID, MAX_ID, Capabilities, Failure, Result
+from bridge_protocol.handshake import Capabilities, handshake, read_capabilities
+from bridge_protocol.messages import HANDSHAKE_ID, MAX_ID, Failure, Result
 from worker_node.core.admission import Admitted, admit
 from worker_node.settings import ServiceSettings
 
@@ -56,10 +57,10 @@ def test_there_are_frames_of_every_kind() -> None:
 
 def test_the_handshake_is_the_one_a_node_sends_and_the_claims_are_read() -> None:
     greeting, terse, full = (json.loads(payload) for _, payload in FRAMES if json.loads(payload)["id"] == HANDSHAKE_ID)
-    sent = messages.handshake("n1-0", "2024-05-01T12:00:00.000Z")
+    sent = handshake("n1-0", "2024-05-01T12:00:00.000Z")
     assert json.loads(messages.encode_request(sent)) == greeting
-    assert messages.read_capabilities(terse["result"]) == Capabilities()
-    claimed = messages.read_capabilities(full["result"])
+    assert read_capabilities(terse["result"]) == Capabilities()
+    claimed = read_capabilities(full["result"])
     assert claimed == Capabilities(
         protocol=1, concurrency=4, cancel=True, stream=True, shutdown=True, commands=("echo", "sleep")
     )

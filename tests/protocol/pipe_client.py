@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bridge_protocol.frames import FrameDecoder, encode_frame
-from bridge_protocol.messages import (
-    Chunk,
-    Failure,
-    Progress,
-    Request,
-    Result,
-    decode_message,
-    encode_request,
-    handshake,
-)
+from bridge_protocol.handshake import handshake
+from bridge_protocol.messages import Chunk, Failure, Progress, Request, Result, decode_message, encode_request
 
 PATIENCE = 20  # seconds until a test gives up waiting
 MARKED = {"QUAYBRIDGE_BRIDGE": "1"}

@@ -20,7 +20,8 @@ import pytest
 from pipe_client import MARKED, PATIENCE, Client, frame
 
 from bridge_protocol.frames import encode_frame
-from bridge_protocol.messages import CANCEL, PING, SHUTDOWN, Failure, Request, Result, encode_request, read_capabilities
+from bridge_protocol.handshake import read_capabilities
+from bridge_protocol.messages import CANCEL, PING, SHUTDOWN, Failure, Request, Result, encode_request
 
 PRELUDE = """\
     import os, subprocess, sys, threading, time
