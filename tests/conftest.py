@@ -36,7 +36,7 @@ from quaybridge.rabbitmq import (
     server_available,
 )
 
-END_TIMEOUT = 600.0  # seconds a test's end may take
+END_TIMEOUT = 300.0  # seconds a test's end may take after its timeout
 
 LAYERS = ("fast", "protocol", "full")
 ON_PATH = "rabbitmq-server"  # stands for the one on PATH where others name an image
@@ -212,15 +212,17 @@ def _layer(path: Path) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """End the whole run where a test's end hangs: once a test has failed, pytest-timeout has no limit for that."""
-    timer = threading.Timer(END_TIMEOUT, _give_up, [item])
+    timeout = item.config.getoption("timeout") or float(item.config.getini("timeout"))
+    timer = threading.Timer(timeout + END_TIMEOUT, _give_up, [item])
     timer.daemon = True
     timer.start()
     try:
         return (yield)
     finally:
         timer.cancel()
+        timer.join()
 
 
 def _give_up(item: pytest.Item) -> None:
@@ -228,7 +230,7 @@ def _give_up(item: pytest.Item) -> None:
     plugins.getplugin("capturemanager").suspend_global_capture()
     terminal = plugins.getplugin("terminalreporter")
     terminal.summary_failures()
-    terminal.write_line(f"{item.nodeid}: its end takes over {END_TIMEOUT:.0f} s: here is where, and this run ends")
+    terminal.write_line(f"{item.nodeid} does not end: here is where it hangs, and this run ends")
     faulthandler.dump_traceback()
     os._exit(pytest.ExitCode.INTERNAL_ERROR)
 

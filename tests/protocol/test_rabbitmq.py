@@ -48,6 +48,7 @@ def test_an_interrupted_start_leaves_neither_processes_nor_data(
     put_on_path('setsid sleep 600 & echo "$! $$" > "$HOME/started"; exec sleep 600', tmp_path, monkeypatch)
     rabbitmq = PrivateRabbitMQ()
     started: list[int] = []
+    threads = threading.active_count()
 
     def interrupt() -> str | None:
         for file in temporary.glob("*/started"):
@@ -62,7 +63,7 @@ def test_an_interrupted_start_leaves_neither_processes_nor_data(
     assert len(started) == 2
     assert not any(_runs(number) for number in started)
     assert list(temporary.iterdir()) == []
-    assert threading.active_count() == 1
+    assert threading.active_count() == threads
 
 
 def _runs(number: int) -> bool:
