@@ -2,7 +2,8 @@
 
 pika does the handshake, heartbeats, synchronous methods and closing. The socket is asyncio's: it connects,
 speaks TLS and writes at once what the socket takes; pika's `AsyncioConnection` polls for each write and reads
-4 KiB at a time. What comes by the thousand (broker.amqp_frames) never reaches pika.
+4 KiB at a time. What comes by the thousand (broker.amqp_frames) never reaches pika. It is read into one buffer: asyncio
+would ask for 256 KiB anew for each read, which glibc has the kernel map, clear and unmap (malloc(3), M_MMAP_THRESHOLD).
 
 What is written during one turn of the loop leaves in one piece. A large message does not: it leaves frame by frame, as
 the socket takes them, and what comes of one is put where it belongs at once.
@@ -30,7 +31,8 @@ from broker.resolver import resolve
 CONNECT_TIMEOUT = 5.0  # seconds for TCP and TLS
 OPEN_TIMEOUT = 10.0  # seconds for one address, from connecting to a channel in confirm mode
 CLOSE_TIMEOUT = 3.0  # seconds for the broker to answer a close
-LARGE = 64 * 1024  # bytes: from here on joining costs more than another write
+READ_SIZE = 256 * 1024  # bytes
+LARGE = 64 * 1024  # bytes: from here on joining, or copying, costs more than another write, or a view
 PART = 16 * 1024  # bytes of a body frame: from here on it is taken as it comes, and not when it is whole
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
@@ -113,7 +115,7 @@ async def _reach(address: Address, connection: AmqpConnection, loop: asyncio.Abs
             return
 
 
-class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
+class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
     """Made by `connect`. `ready` ends when its channel is open, `gone` when its socket is closed."""
 
     def __init__(self, address: Address, name: str, events: Events, loop: asyncio.AbstractEventLoop) -> None:
@@ -121,6 +123,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         self._events = events
         self._loop = loop
         self._transport: asyncio.Transport | None = None
+        self._buffer = memoryview(bytearray(READ_SIZE))
         self._unread = b""
         self._unwritten: deque[bytes | Iterator[bytes]] = deque()
         self._full = False  # the socket takes nothing for now
@@ -228,8 +231,14 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         self._full = False
         self._flush()
 
-    def data_received(self, data: bytes) -> None:
-        self.bytes_received += len(data)  # pika's heartbeat checker watches it
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.bytes_received += nbytes  # pika's heartbeat checker watches it
+        data: bytes | memoryview = self._buffer[:nbytes]
+        if nbytes < LARGE:
+            data = bytes(data)
         position = 0
         if self._unread:
             data = self._unread + data
@@ -258,10 +267,10 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
                 return
             if is_body:
                 self._take_body(data, start, end)
-            elif channel != frames.CHANNEL or not self._take(kind, data[start:end]):
-                self._pass_on(data[position : end + 1])
+            elif channel != frames.CHANNEL or not self._take(kind, bytes(data[start:end])):
+                self._pass_on(bytes(data[position : end + 1]))
             position = end + 1
-        self._unread = data[position:]
+        self._unread = bytes(data[position:])
 
     def _refuse(self, reason: str) -> None:
         self._unread = b""
@@ -289,16 +298,16 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
                 self._on_content(b"")
         return True
 
-    def _take_body(self, data: bytes, start: int, end: int) -> None:
+    def _take_body(self, data: bytes | memoryview, start: int, end: int) -> None:
         """Deal with a body frame, whose payload that is."""
         if self._content_missing == end - start and self._content_body is None:
             self._content_missing = 0
-            self._on_content(data[start:end])
+            self._on_content(bytes(data[start:end]))
         else:
             self._keep_body(data, start, end)
             self._end_body_frame()
 
-    def _take_part(self, data: bytes, start: int) -> int:
+    def _take_part(self, data: bytes | memoryview, start: int) -> int:
         """Deal with what `data` has, from `start` on, of a body frame that is not whole yet; where that ends."""
         end = min(start + self._part_missing - 1, len(data))
         self._keep_body(data, start, end)
@@ -312,7 +321,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.Protocol):
         self._end_body_frame()
         return end + 1
 
-    def _keep_body(self, data: bytes, start: int, end: int) -> None:
+    def _keep_body(self, data: bytes | memoryview, start: int, end: int) -> None:
         body = self._content_body
         if body is None:
             body = self._content_body = bytearray(self._content_missing)

@@ -54,6 +54,15 @@ class Noted:
 
     # The transport.
 
+    def feed(self, data: bytes) -> None:
+        """Give the connection `data`, in pieces of what its buffer takes; it may not keep anything of that."""
+        for begin in range(0, len(data), amqp_connection.READ_SIZE):
+            piece = data[begin : begin + amqp_connection.READ_SIZE]
+            buffer = self.connection.get_buffer(-1)
+            buffer[: len(piece)] = piece
+            self.connection.buffer_updated(len(piece))
+            buffer[: len(piece)] = bytes(len(piece))
+
     def write(self, data: bytes) -> None:
         self.written += data
         if self.room and len(self.written) >= self.room:
@@ -127,7 +136,7 @@ async def test_messages_are_the_same_however_the_stream_is_cut(
     for places in cuts:
         for begin, end in zip([0, *places], [*places, len(data)], strict=True):
             if begin < end:
-                noted.connection.data_received(data[begin:end])
+                noted.feed(data[begin:end])
         assert not noted.connection.receiving
         assert noted.bodies == BODIES, places
         assert (noted.confirmed, noted.returned) == (list(range(len(BODIES))), len(BODIES))
@@ -136,13 +145,24 @@ async def test_messages_are_the_same_however_the_stream_is_cut(
         noted.returned = 0
 
 
+@pytest.mark.parametrize("largest", [1000, amqp_connection.PART, 128 * 1024])
+async def test_messages_are_the_same_by_large_reads(noted: Noted, largest: int) -> None:
+    chance = random.Random(largest)
+    bodies = [chance.randbytes(size) for size in (1000, 64 * 1024, 1024 * 1024, 0, 7, 300_000, 99)]
+    for number, body in enumerate(bodies):
+        noted.feed(content(body, largest) + confirm(number))
+    noted.feed(b"".join(content(body, largest) for body in bodies))
+    assert noted.bodies == bodies * 2
+    assert noted.confirmed == list(range(len(bodies)))
+
+
 async def test_a_message_is_received_from_its_header_to_its_last_byte(noted: Noted) -> None:
     data = content(b"x" * 3 * amqp_connection.PART, 2 * amqp_connection.PART)
     header = len(content(b"", 1))
     for end in range(0, len(data) + 1, 1000):
-        noted.connection.data_received(data[max(0, end - 1000) : end])
+        noted.feed(data[max(0, end - 1000) : end])
         assert noted.connection.receiving is (header <= end < len(data))
-    noted.connection.data_received(data[end:])
+    noted.feed(data[end:])
     assert not noted.connection.receiving
     assert noted.bodies == [b"x" * 3 * amqp_connection.PART]
 
@@ -154,7 +174,7 @@ async def test_a_body_frame_that_does_not_end_where_it_should_ends_the_connectio
     data = content(b"x" * size, size)[:-1] + b"\x00"
     pieces = [data[:-1], data[-1:]] if piecewise else [data]
     for piece in pieces:
-        noted.connection.data_received(piece)
+        noted.feed(piece)
     assert (noted.bodies, noted.aborted) == ([], True)
     noted.end()
 
@@ -167,7 +187,7 @@ async def test_a_body_frame_that_belongs_to_no_message_ends_the_connection(body:
         noted = Noted()
         method = frame.Method(1, spec.Basic.Deliver("c1", 7, False, "x", "y")).marshal()
         header = frame.Header(1, announced, spec.BasicProperties()).marshal()
-        noted.connection.data_received(method + header + frame.Body(1, body).marshal())
+        noted.feed(method + header + frame.Body(1, body).marshal())
         assert noted.aborted
         assert noted.bodies == [b""] * (announced == 0)
         noted.end()
