@@ -64,10 +64,21 @@ def claim() -> Stdio:
         _claimed = _offered(offered) if offered else _standard()
         os.register_at_fork(after_in_child=_forget)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # Like stderr: by the line, and never failing on what its encoding lacks. What was printed before and
-            # is still in the buffer goes to stderr too.
-            sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+            sys.stdout = _like_stderr(sys.stdout)
     return _claimed
+
+
+def _like_stderr(stdout: io.TextIOWrapper) -> io.TextIOWrapper:
+    """Descriptor 1 as text: by the line, and never failing on what its encoding lacks.
+
+    What was printed before and is still in the buffer goes to stderr too.
+    """
+    if not stdout.seekable():
+        stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        return stdout
+    # It was a file, and `reconfigure` would ask what is a pipe or a terminal by now how far it is: OSError.
+    stdout.flush()
+    return open(1, "w", buffering=1, encoding=stdout.encoding, errors="backslashreplace", closefd=False)
 
 
 def _standard() -> Stdio:

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from pipe_client import MARKED, PATIENCE, Client, frame
 
-from bridge_protocol.frames import encode_frame
+from bridge_protocol.frames import FrameDecoder, encode_frame
 from bridge_protocol.handshake import read_capabilities
-from bridge_protocol.messages import CANCEL, PING, SHUTDOWN, Failure, Request, Result, encode_request
+from bridge_protocol.messages import CANCEL, PING, SHUTDOWN, Failure, Request, Result, decode_message, encode_request
 
 PRELUDE = """\
     import os, subprocess, sys, threading, time
@@ -237,6 +237,33 @@ def test_whatever_the_author_writes_lands_on_stderr(
         assert stderr.count(f"{noise} at import") == 1
         assert stderr.count(f"{noise} before serve") == 1
         assert stderr.count(f"{noise} in a command") == 3
+
+
+def test_standard_output_may_be_a_file(tmp_path: Path) -> None:
+    module = tmp_path / "by_hand.py"
+    module.write_text(textwrap.dedent(PRELUDE) + textwrap.dedent(TEN_LINES) + "print('over')\n")
+    replies = tmp_path / "replies"
+    with (
+        replies.open("wb") as out,
+        subprocess.Popen(
+            [sys.executable, str(module)],
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        ) as bridge,
+    ):
+        assert bridge.stdin is not None
+        assert bridge.stderr is not None
+        bridge.stdin.write(frame(1, "shout", {"text": "é"}) + frame(2, SHUTDOWN, {}))
+        bridge.stdin.flush()
+        assert bridge.stderr.read() == b"over\n"
+    assert bridge.returncode == 0
+    decoder = FrameDecoder()
+    decoder.receive(replies.read_bytes())
+    reply = decoder.next()
+    assert reply is not None
+    assert decode_message(reply) == Result(id=1, result="É")
 
 
 def test_without_a_node_what_was_printed_before_serve_lands_on_stderr_too(start: Start) -> None:
