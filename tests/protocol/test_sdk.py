@@ -1015,6 +1015,7 @@ def test_a_synchronous_bridge_imports_neither_asyncio_nor_pika(start: Start) -> 
     loaded = set(client.call("loaded"))
     assert {"bridge_sdk", "bridge_protocol", "orjson"} <= loaded
     assert not loaded & {"asyncio", "pika", "pydantic", "worker_node", "producer", "broker", "quaybridge", "traceback"}
+    assert not loaded & {"bridge_sdk.async_server", "bridge_sdk.description", "bridge_protocol.handshake"}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
