@@ -270,7 +270,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
             elif channel != frames.CHANNEL or not self._take(kind, bytes(data[start:end])):
                 self._pass_on(bytes(data[position : end + 1]))
             position = end + 1
-        self._unread = bytes(data[position:])
+        self._unread = bytes(data[position:]) if position < size else b""
 
     def _refuse(self, reason: str) -> None:
         self._unread = b""
