@@ -61,15 +61,18 @@ def batch(
     """
     with explained(verbose=verbose):
         from quaybridge.batch import BatchError, Earlier
+        from quaybridge.failures_file import check_failures, clear_failures
 
         log_to_stderr(LogLevel.INFO if verbose else LogLevel.ERROR)
         places = options.read_places(broker, store, config)
+        _check_names(service, command)
         replies = sys.stdout.fileno()
         failures = failures or _beside(replies)
         try:
+            check_failures(failures, requests=sys.stdin.fileno(), replies=replies, resume=resume)
             earlier = Earlier(replies, failures) if resume else None
             if not resume:
-                failures.unlink(missing_ok=True)
+                clear_failures(failures)
         except BatchError as error:
             _end(ExitStatus.USAGE, str(error))
         except OSError as error:
@@ -161,6 +164,19 @@ def _beside(replies: int) -> Path:
             file = Path(os.readlink(f"/proc/self/fd/{replies}"))
             return file.with_name(f"{file.stem}.failures.jsonl")
     return Path("failures.jsonl")
+
+
+def _check_names(service: str, command: str) -> None:
+    """What no request could be made of is said once, and not of each line. Raises BadParameter."""
+    from bridge_protocol.messages import RESERVED_COMMANDS
+    from bridge_protocol.topology import service_name_problem
+
+    if problem := service_name_problem(service):
+        raise typer.BadParameter(problem)
+    if not command:
+        raise typer.BadParameter(f"which command? quaybridge call {service} --describe lists those there are")
+    if command in RESERVED_COMMANDS:
+        raise typer.BadParameter(f"the command {command!r} is the nodes' own")
 
 
 def _say(line: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+ECHO = f"{sys.executable} -m examples.echo"
 PATIENCE = 60.0  # seconds for what takes one on an idle machine
 
 
@@ -71,3 +72,19 @@ async def run(*arguments: str, environ: Mapping[str, str] | None = None, stdin: 
     """Run it to its end."""
     async with running(*arguments, environ=environ) as command:
         return await command.ended(stdin)
+
+
+async def shell(line: str, environ: Mapping[str, str] | None = None, stdin: bytes = b"") -> Ended:
+    """Run a line of sh, in which `quaybridge` is ours, to its end."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("QUAYBRIDGE_")}
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f'quaybridge() {{ "$PYTHON" -m quaybridge "$@"; }}\n{line}'),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**inherited, "PYTHON": sys.executable, "COLUMNS": "100", "TERM": "dumb", **(environ or {})},
+    )
+    async with asyncio.timeout(PATIENCE):
+        out, err = await process.communicate(stdin)
+    assert process.returncode is not None
+    return Ended(process.returncode, out.decode(), err.decode())
