@@ -1,65 +1,25 @@
-"""The command line: `quaybridge worker | call | publish | dead | conformance | demo`, or `python -m quaybridge`.
-
-Each command imports what it needs when it runs, so that `quaybridge --help` is there at once.
-"""
+"""What the program `quaybridge` runs, and `python -m quaybridge`: the command line, and what may befall it anywhere."""
 
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from typing import Annotated
-
-import typer
-
-from quaybridge.exit_status import MEANINGS
-
-_MODULES = {
-    "demo": "quaybridge.command_demo",
-    "worker": "quaybridge.command_worker",
-    "call": "quaybridge.command_call",
-    "publish": "quaybridge.command_publish",
-    "batch": "quaybridge.command_batch",
-    "conformance": "quaybridge.command_conformance",
-    "dead": "quaybridge.command_dead",
-}
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"quaybridge {version('quaybridge')}")
-        raise typer.Exit
-
-
-def quaybridge(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
-    ] = False,
-) -> None:
-    """Programs that crash, leak and hang, in any language, behind a RabbitMQ queue, with nothing lost."""
-
-
-def application(asked: str | None = None) -> typer.Typer:
-    """The command that is asked for; all together where there is none of that name.
-
-    Only that one, since a worker lives long, and keeps what it imports.
-    """
-    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-    app.callback(epilog=MEANINGS)(quaybridge)
-    for name in [asked] if asked in _MODULES else _MODULES:
-        module = import_module(_MODULES[name])
-        if name == "dead":
-            app.add_typer(module.dead_letter_commands(), name=name)
-        else:
-            app.command(epilog=module.MEANINGS if name == "batch" else MEANINGS)(getattr(module, name))
-    return app
 
 
 def main() -> None:
-    """What the program `quaybridge` runs."""
-    asked = sys.argv[1] if len(sys.argv) > 1 else None
-    application(asked)(prog_name="quaybridge")
+    """Do what the arguments say, and exit. Nothing is imported before Ctrl-C is provided for."""
+    try:
+        from quaybridge.standard_streams import OutputLost, prepare_streams
+
+        prepare_streams()
+        try:
+            from quaybridge.command_line import application
+
+            application(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="quaybridge")
+        except OutputLost as lost:
+            lost.explain()
+            raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def read_arguments(pairs: Iterable[str], whole: str | bytes | None = None) -> di
         found = _PAIR.fullmatch(pair)
         if found is None:
             raise ValueError(f"{pair[:80]!r} is no argument: write key=text, key:=json or key@=file")
+        if any("\ud800" <= letter <= "\udfff" for letter in pair):  # how Python shows bytes that it cannot decode
+            raise ValueError(f"{pair[:80]!r} is not UTF-8: for bytes write key@=file")
         key = found["key"]
         if key in arguments:
             raise ValueError(f"the argument {key[:80]!r} is given twice")

@@ -49,7 +49,10 @@ def read_arguments(pairs: list[str] | None, whole: str | None) -> dict[str, Any]
     """The request's arguments. Raises BadParameter, which ends the command with its usage."""
     from quaybridge import arguments
 
-    content = sys.stdin.buffer.read() if whole == "-" else whole
+    try:
+        content = sys.stdin.buffer.read() if whole == "-" else whole
+    except OSError as error:
+        raise typer.BadParameter(f"--args -: stdin cannot be read: {error.strerror}") from None
     try:
         return arguments.read_arguments(pairs or (), content)
     except ValueError as error:

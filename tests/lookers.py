@@ -15,7 +15,7 @@ import broker.amqp
 import quaybridge.dead_letters
 import quaybridge.letter_record
 import quaybridge.settings
-from quaybridge.__main__ import application
+from quaybridge.command_line import application
 
 # Imported before the fork, so that no child has to.
 PREPARED = (broker.amqp, quaybridge.dead_letters, quaybridge.letter_record, quaybridge.settings)

@@ -56,7 +56,7 @@ async def test_the_version_is_the_distributions() -> None:
 
 def test_help_and_the_public_names_import_nothing_heavy() -> None:
     heavy = {"pika", "pydantic", "orjson", "psutil", "testcontainers", "rich"}
-    program = f"import sys, quaybridge, quaybridge.__main__; print(*{heavy!r}.intersection(sys.modules))"
+    program = f"import sys, quaybridge, quaybridge.command_line; print(*{heavy!r}.intersection(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).split() == []
 
 

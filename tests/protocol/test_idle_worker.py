@@ -9,7 +9,7 @@ import sys
 # Starts and stops what `quaybridge worker` does, but for the connection.
 WORKER = """
 import asyncio, json, sys
-from quaybridge.__main__ import application
+from quaybridge.command_line import application
 application("worker")
 from broker.amqp import AmqpBroker
 from broker.memory import MemoryBroker
