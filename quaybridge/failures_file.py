@@ -1,4 +1,4 @@
-"""The file of a batch's failures, before there are any: what it must not be, and what is left of it from another time."""
+"""The file of a batch's failures, before there are any: what it must not be, and what another batch left in it."""
 
 from __future__ import annotations
 

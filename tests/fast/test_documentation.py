@@ -1,13 +1,20 @@
-"""What the documents say about settings is what the settings say."""
+"""What the documents say about settings is what the settings say, and what they have a reader type can be typed."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+import typer
+from documents import DOCS, blocks, text
 from pydantic import BaseModel
 
+from quaybridge.command_line import application
+from quaybridge.settings import read_configuration
 from worker_node.settings import NodeSettings, ServiceSettings
 
 WORKER = (Path(__file__).parents[2] / "docs" / "worker.md").read_text()
@@ -60,3 +67,40 @@ def test_the_tests_that_prove_the_guarantees_exist() -> None:
     assert len(named) > 30
     for file, test in named:
         assert re.search(rf"^(async )?def {test}\(", (root / file).read_text(), re.MULTILINE), f"{file}::{test}"
+
+
+PAGES = ["../README.md", *sorted(path.name for path in DOCS.glob("*.md"))]
+TABLES = [(page, table) for page in PAGES for table in blocks(page, "toml") if "[services." in table]
+
+
+@pytest.mark.parametrize(("page", "table"), TABLES, ids=[page for page, _ in TABLES])
+def test_every_configuration_in_the_documents_can_be_used(page: str, table: str, tmp_path: Path) -> None:
+    file = tmp_path / "quaybridge.toml"
+    file.write_text(table, encoding="utf-8")
+    configuration = read_configuration(file, environ={})
+    assert configuration.node().services
+    assert configuration.broker()
+
+
+def command_lines() -> Iterator[tuple[str, list[str]]]:
+    """Each line of a document that begins with `quaybridge`, without what is the shell's: comments, pipes, files."""
+    for page in PAGES:
+        for line in re.findall(r"^(?:    |\$ )quaybridge ([a-z].+)$", text(page), re.MULTILINE):
+            yield page, shlex.split(re.split(r" [<>|]+ |  +#", line)[0])
+
+
+LINES = list(command_lines())
+
+
+@pytest.mark.parametrize(("page", "arguments"), LINES, ids=[f"{page} {' '.join(words)}" for page, words in LINES])
+def test_every_command_in_the_documents_can_be_given(page: str, arguments: list[str]) -> None:
+    name, *rest = arguments
+    command: Any = typer.main.get_command(application()).commands[name]
+    while rest and rest[0] in getattr(command, "commands", ()):
+        command = command.commands[rest.pop(0)]
+    command.make_context(name, rest)  # or it ends with its usage
+
+
+def test_there_are_some() -> None:
+    assert len(TABLES) >= 4
+    assert len(LINES) >= 15

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -79,13 +78,7 @@ def test_pytest_finds_the_plugin_by_itself() -> None:
 @pytest.fixture
 def users(tmp_path: Path) -> Path:
     """The README's bridge, and the tests of docs/testing.md beside it."""
-    readme = (documents.DOCS.parent / "README.md").read_text(encoding="utf-8")
-    (found,) = re.findall(r"```python\n(# shout\.py\n.*?)```", readme, re.DOTALL)
-    # As `python -m bridge_sdk` and a mock want it: imported, it does not serve.
-    assert found.endswith("\nbridge.serve()\n")
-    (tmp_path / "shout.py").write_text(
-        found.replace("\nbridge.serve()\n", '\nif __name__ == "__main__":\n    bridge.serve()\n')
-    )
+    (tmp_path / "shout.py").write_text(documents.blocks("../README.md", "python")[0])
     (tmp_path / "test_shout.py").write_text(documents.block("testing.md", "python"))
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers --strict-config\n")
     return tmp_path
