@@ -12,6 +12,10 @@ the socket takes them, and what comes of one is put where it belongs at once.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import shlex
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -36,6 +40,7 @@ LARGE = 64 * 1024  # bytes: from here on joining, or copying, costs more than an
 PART = 16 * 1024  # bytes of a body frame: from here on it is taken as it comes, and not when it is whole
 
 _ACCESS_REFUSED, _NOT_ALLOWED = 403, 530
+_HUNG_UP = "the broker hung up"
 _BAD_END = "a frame did not end where it should"
 _TLS_ALERT = b"\x15\x03"  # RFC 8446, 5.1: the content type alert, and the first byte of every version
 _FRAME_KINDS = frozenset((frames.METHOD, frames.HEADER, frames.BODY, frames.HEARTBEAT))
@@ -90,7 +95,7 @@ async def connect(address: Address, name: str, events: Events) -> AmqpConnection
             f"{address}: no TLS connection can be made ({reason}): amqps:// needs a port that speaks TLS"
         ) from error
     except OSError as error:
-        raise ConnectionRefused(f"{address} cannot be reached: {error.strerror or error}") from error
+        raise ConnectionRefused(f"{address} cannot be reached: {_unreachable(error)}") from error
     finally:
         if not opened:
             connection.discard()
@@ -215,7 +220,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
             self._abort_timer.cancel()
         cause = error or self._error
         if cause is None:
-            cause = error = exceptions.StreamLostError("the broker hung up")
+            cause = error = exceptions.StreamLostError(_HUNG_UP)
         self._loss = str(cause.args[0]) if isinstance(cause, exceptions.AMQPError) and cause.args else str(cause)
         if self._unread.startswith(_TLS_ALERT):
             self._loss = "it speaks TLS: write amqps://"
@@ -410,13 +415,17 @@ class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
         if self.ready.done():
             return
         if self._closed_by_broker is None:
-            refusal: Exception = ConnectionRefused(f"{self._address} hung up during the handshake: {self._loss}")
+            says_little = self._loss == _HUNG_UP or self._loss.startswith("[Errno")
+            advice = ": is it RabbitMQ, and has it started?" if says_little else ""
+            refusal: Exception = ConnectionRefused(
+                f"{self._address} hung up during the handshake: {self._loss}{advice}"
+            )
         else:
             code, text = self._closed_by_broker
             # A user or vhost with all its connections in use is NOT_ALLOWED too, until one is closed.
             final = code == _ACCESS_REFUSED or (code == _NOT_ALLOWED and "limit" not in text)
             kind = AccessRefused if final else ConnectionRefused
-            refusal = kind(f"{self._address} refused the connection: {text}")
+            refusal = kind(f"{self._address} refused the connection: {text}{_advice(text, self._address)}")
         self.ready.set_exception(refusal)
 
     def _on_channel_closed(self, _: pika.channel.Channel, error: Exception) -> None:
@@ -439,6 +448,27 @@ class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
             self._events.on_ended(reason)
         else:
             self.ready.set_exception(ConnectionRefused(reason.reason))
+
+
+def _unreachable(error: OSError) -> str:
+    """Why, in the system's words rather than asyncio's, and what to look at."""
+    if isinstance(error, socket.gaierror):
+        return f"{error.strerror}: is the host's name right?"
+    if error.errno == errno.ECONNREFUSED:
+        return f"{os.strerror(error.errno)}: is a broker running there?"
+    return error.strerror or str(error)
+
+
+def _advice(text: str, address: Address) -> str:
+    """What to do about a refusal, after what RabbitMQ says of it; nothing where that says it all."""
+    if "Login was refused" in text:
+        return " Are user and password right? (rabbitmqctl authenticate_user NAME PASSWORD)"
+    if text.endswith("not found"):
+        return f": is the vhost's name right? (rabbitmqctl add_vhost {shlex.quote(address.vhost)} makes it)"
+    if "access to vhost" in text:
+        names = f"-p {shlex.quote(address.vhost)} {shlex.quote(address.user)}"
+        return f": rabbitmqctl set_permissions {names} '.*' '.*' '.*' permits it"
+    return ""
 
 
 def _one_line(text: str) -> str:

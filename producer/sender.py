@@ -109,7 +109,9 @@ class Sender:
         try:
             await self.link.start(timeout)
         except BrokerError as error:
-            raise BrokerUnavailable(f"cannot connect to {self.broker.address}: {error}") from error
+            address = self.broker.address
+            reason = str(error).removeprefix(f"{address} ").removeprefix(f"{address}: ")
+            raise BrokerUnavailable(f"cannot connect to {address}: {reason}") from error
 
     async def close(self) -> None:
         """Disconnect, and end what is under way: see AsyncProducer.close."""

@@ -65,10 +65,20 @@ def explained(*, verbose: bool = False) -> Iterator[None]:
 
 def _explanation(error: QuaybridgeError, verbose: bool) -> str:
     lines = str(error).splitlines() if not isinstance(error, CodedError) else [f"{error.code}: {error.message}"]
+    if exit_status(error) is ExitStatus.NO_BROKER and _default_address() in lines[0]:
+        lines[0] += " (--broker, QUAYBRIDGE_BROKER, or `broker` in quaybridge.toml names another)"
     if verbose and isinstance(error, CodedError):
         about = {"message_id": error.message_id, "attempt": error.attempt or None, "node": error.node, **error.details}
         lines += [f"  {name}: {json.dumps(value)}" for name, value in about.items() if value is not None]
     return "\n".join(map(printable, lines))
+
+
+def _default_address() -> str:
+    """The broker of whoever names none, as errors show it."""
+    from broker.address import parse_address
+    from quaybridge.settings import DEFAULT_BROKER
+
+    return str(parse_address(DEFAULT_BROKER))
 
 
 def printable(text: str) -> str:

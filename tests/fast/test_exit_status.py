@@ -50,6 +50,14 @@ def test_every_failure_has_its_status(error: QuaybridgeError, status: int, capsy
     assert capsys.readouterr().err.endswith("no\n")
 
 
+def test_who_named_no_broker_is_told_how(capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = "amqp://guest:***@127.0.0.1:5672/%2F cannot be reached"
+    for error in (ConnectionRefused(nowhere), BrokerUnavailable(f"cannot connect to {nowhere}")):
+        with pytest.raises(SystemExit), explained():
+            raise error
+        assert "QUAYBRIDGE_BROKER, or `broker` in quaybridge.toml names another" in capsys.readouterr().err
+
+
 def test_the_meanings_list_every_status() -> None:
     for status in ExitStatus:
         assert f"{int(status)} " in MEANINGS

@@ -136,14 +136,15 @@ def close_with(code: int, text: str) -> Conversation:
 @pytest.mark.parametrize(
     ("conversation", "kind", "says"),
     [
-        (hang_up, ConnectionRefused, "hung up during the handshake"),
+        (hang_up, ConnectionRefused, "is it RabbitMQ, and has it started?"),
         (hang_up_over_credentials, ConnectionRefused, "hung up during the handshake"),
         (speak_http, ConnectionRefused, "does not speak AMQP 0-9-1"),
         (speak_another_version, ConnectionRefused, "does not speak AMQP 0-9-1"),
         (announce_a_huge_frame, ConnectionRefused, "does not speak AMQP 0-9-1"),
         (end_a_frame_wrongly, ConnectionRefused, "did not end where it should"),
-        (close_with(403, "ACCESS_REFUSED - Login was refused"), AccessRefused, "ACCESS_REFUSED - Login was refused"),
-        (close_with(530, "NOT_ALLOWED - vhost v not found"), AccessRefused, "vhost v not found"),
+        (close_with(403, "ACCESS_REFUSED - Login was refused"), AccessRefused, "refused Are user and password right"),
+        (close_with(530, "NOT_ALLOWED - vhost v not found"), AccessRefused, "(rabbitmqctl add_vhost / makes it)"),
+        (close_with(530, "NOT_ALLOWED - access to vhost 'v' refused"), AccessRefused, "rabbitmqctl set_permissions -p"),
         (close_with(530, "NOT_ALLOWED - connection limit (1) is reached"), ConnectionRefused, "is reached"),
         (close_with(541, "INTERNAL_ERROR - vhost 'v' is down"), ConnectionRefused, "is down"),
         (close_with(541, "INTERNAL_ERROR - {badmatch,\n    {error,timeout}}"), ConnectionRefused, "{badmatch, {error,"),
@@ -191,12 +192,12 @@ async def test_an_open_that_is_cancelled_leaves_no_connection() -> None:
 
 
 async def test_nobody_listening_is_a_refusal(unused_tcp_port: int) -> None:
-    with pytest.raises(ConnectionRefused, match="cannot be reached"):
+    with pytest.raises(ConnectionRefused, match="cannot be reached: Connection refused: is a broker"):
         await broker(unused_tcp_port).open("test", on_closed=never)
 
 
 async def test_an_unknown_host_is_a_refusal() -> None:
-    with pytest.raises(ConnectionRefused, match=r"no\.such\.host\.invalid.* cannot be reached"):
+    with pytest.raises(ConnectionRefused, match=r"no\.such\.host\.invalid.* cannot be reached: .*name right\?"):
         await broker(1, host="no.such.host.invalid").open("test", on_closed=never)
 
 
