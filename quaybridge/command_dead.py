@@ -18,6 +18,7 @@ import typer
 
 from quaybridge import request_options as options
 from quaybridge.exit_status import MEANINGS, ExitStatus, explained, printable
+from quaybridge.help_text import help_text
 from quaybridge.logs import LogLevel, log_to_stderr
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="One line of JSON for each 
 def dead_letter_commands() -> typer.Typer:
     """The commands below `quaybridge dead`."""
     app = typer.Typer(no_args_is_help=True, help="Look at dead letters; replay, remove or save them.")
-    app.command("list", epilog=MEANINGS)(list_letters)
+    app.command("list", epilog=MEANINGS, help=help_text(list_letters))(list_letters)
     for command in (show, replay, purge, export):
-        app.command(epilog=MEANINGS)(command)
+        app.command(epilog=MEANINGS, help=help_text(command))(command)
     return app
 
 
@@ -195,7 +196,9 @@ def purge(
 
 def export(
     service: Service,
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: stdout.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="Default, and -: stdout.", show_default=False)
+    ] = None,
     code: Codes = None,
     command: Commands = None,
     older_than: OlderThan = None,
@@ -210,7 +213,7 @@ def export(
     async def work(look: Look) -> None:
         from quaybridge.settings import SettingsError
 
-        if file is None:
+        if file is None or str(file) == "-":
             await _write_records(look, chosen, sys.stdout.buffer)
             _check_whole(look)
             return

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from quaybridge.exit_status import MEANINGS
+from quaybridge.help_text import help_text
 
 _MODULES = {
     "demo": "quaybridge.command_demo",
@@ -51,5 +52,7 @@ def application(asked: str | None = None) -> typer.Typer:
         if name == "dead":
             app.add_typer(module.dead_letter_commands(), name=name)
         else:
-            app.command(epilog=module.MEANINGS if name == "batch" else MEANINGS)(getattr(module, name))
+            command = getattr(module, name)
+            meanings = module.MEANINGS if name == "batch" else MEANINGS
+            app.command(epilog=meanings, help=help_text(command))(command)
     return app

@@ -77,18 +77,20 @@ def table(summaries: Iterable[dict[str, Any]], *, header: bool = True) -> Render
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=SIMPLE, show_header=header, pad_edge=False, expand=True)
-    made.add_column("id", width=32, no_wrap=True)
-    made.add_column("time (UTC)", width=19, no_wrap=True)
+    made = Table(box=SIMPLE, show_header=header, pad_edge=False, collapse_padding=True, expand=True)
+    made.add_column("id", width=32)
+    made.add_column("time (UTC)", width=16, no_wrap=True)
     made.add_column("command", ratio=1, no_wrap=True)
-    made.add_column("code", width=18, no_wrap=True)
+    made.add_column("code", max_width=18)
     made.add_column("tries", width=5, justify="right")
     made.add_column("error", ratio=3, no_wrap=True)
     for said in summaries:
         tries = f"{said['attempt']}" + (f"+{said['replays']}" if said["replays"] else "")
-        moment = (said["time"] or "")[:19].replace("T", " ")
+        moment = (said["time"] or "")[:16].replace("T", " ")
         cells: Sequence[str] = (said["id"], moment, said["command"] or "", said["code"], tries, said["error"])
-        made.add_row(*(Text(printable(cell), overflow="ellipsis") for cell in cells))
+        identity, *others = (Text(printable(cell), overflow="ellipsis") for cell in cells)
+        identity.overflow = "fold"  # whole, on however narrow a terminal: the other commands want it
+        made.add_row(identity, *others)
     return made
 
 

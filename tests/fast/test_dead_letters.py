@@ -362,6 +362,21 @@ def test_nothing_shown_to_a_person_can_move_a_cursor_or_begin_a_line() -> None:
         console.print(table([summary(hostile), summary(letter(2, replays=3))]))
     rows = captured.get().splitlines()
     assert any("x\\n[bold]forged\\x1b[2J" in row for row in rows)
-    assert any("1+3" in row and "m2" in row and "2024-04-24 23:06:10" in row for row in rows)
+    assert any("1+3" in row and "m2" in row and "2024-04-24 23:06" in row for row in rows)
     assert "\x1b" not in captured.get()
     assert 'text": "é"' in described(letter())
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80, 120])
+def test_an_id_is_shown_whole_on_however_narrow_a_terminal(columns: int) -> None:
+    from rich.console import Console
+
+    identity = "0f97f8f699d33799ab4ee23e79e25a01"
+    console = Console(width=columns, color_system=None)
+    with console.capture() as captured:
+        console.print(table([{**summary(letter()), "id": identity, "code": "protocol_violation"}]))
+    first_column = "".join(row.split("  ")[0].strip() for row in captured.get().splitlines()[2:])
+    assert first_column.endswith(identity)
+    if columns >= 80:
+        assert f" {identity} " in captured.get()
+        assert " protocol_" in captured.get()

@@ -116,8 +116,9 @@ async def test_what_a_crash_leaves_and_how_it_is_listed_shown_saved_replayed_and
     (shown,) = records(await dead(rabbitmq_url, "show", SERVICE, crashed, "--json"))
     assert json.loads(shown["body"])["args"] == {"text": "é"}
     assert shown["details"]["stderr"] == ["last words"]
-    (exported,) = records(await dead(rabbitmq_url, "export", SERVICE))
-    assert exported == shown
+    for stdout in ((), ("-",)):
+        (exported,) = records(await dead(rabbitmq_url, "export", SERVICE, *stdout))
+        assert exported == shown
     saved = tmp_path / "letters.jsonl"
     said = await dead(rabbitmq_url, "export", SERVICE, str(saved))
     assert (said.status, said.out, said.err) == (0, "", f"1 letters written to {saved}\n")

@@ -49,6 +49,11 @@ async def test_help_lists_the_commands_and_what_the_exit_statuses_mean() -> None
         assert "Exit status: 0 done" in ended.out
 
 
+async def test_help_is_broken_into_lines_by_the_terminal_alone() -> None:
+    ended = await run("worker", "--help", environ={"COLUMNS": "400"})
+    assert "SIGHUP reads the configuration again and replaces every bridge" in ended.out
+
+
 async def test_the_version_is_the_distributions() -> None:
     ended = await run("--version")
     assert (ended.status, ended.out.split()[0]) == (0, "quaybridge")
