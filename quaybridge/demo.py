@@ -31,6 +31,7 @@ from broker.contract import Broker
 from broker.memory import MemoryBroker
 from examples.analyse import analysis
 from producer.async_producer import AsyncProducer
+from quaybridge.settings import SettingsError
 from worker_node.environment import MARK
 from worker_node.node import Node
 from worker_node.settings import NodeSettings, ServiceSettings
@@ -95,12 +96,12 @@ class Nodes(Protocol):
 
 
 def python_files(corpus: Path) -> list[str]:
-    """Every .py file under `corpus`, sorted. Raises DemoError if there is none."""
+    """Every .py file under `corpus`, sorted. Raises SettingsError if there is none."""
     if not corpus.is_dir():
-        raise DemoError(f"{corpus} is no directory: give --corpus a directory with Python files")
+        raise SettingsError(f"--corpus: {corpus} is no directory: name a directory with Python files")
     files = sorted(str(path) for path in corpus.rglob("*.py") if "site-packages" not in path.parts and path.is_file())
     if not files:
-        raise DemoError(f"{corpus} holds no .py file: give --corpus a directory with Python files")
+        raise SettingsError(f"--corpus: {corpus} holds no .py file: name a directory with Python files")
     return files
 
 

@@ -38,6 +38,7 @@ from worker_node.settings import ServiceSettings
 from worker_node.stderr import printable
 from worker_node.work import Work
 
+_CHECK = "`quaybridge conformance -- COMMAND…` checks a bridge"
 LONGEST_QUOTE = 1024  # bytes of what was no frame, in a failure's details
 
 Said = messages.Result | messages.Failure | messages.Progress | messages.Chunk
@@ -264,7 +265,7 @@ class Bridges:
             message = messages.survey_message(payload)
         except FrameError as error:
             if starting:
-                self._start_failed(bridge, f"it answered its handshake with what is no reply: {error}")
+                self._start_failed(bridge, f"it answered its handshake with what is no reply: {error} ({_CHECK})")
             else:
                 self.violation(bridge, str(error))
             return

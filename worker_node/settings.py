@@ -22,6 +22,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 SecondsOrNever = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(ge=1024 * 1024, le=2**50)]
 
+_NODE_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _RANGE = re.compile(r"(\d{1,4})(?:-(\d{1,4}))?")
 
 
@@ -31,7 +32,15 @@ def _service_name(name: str) -> str:
     return name
 
 
+def _node_name(name: str) -> str:
+    if not _NODE_NAME.fullmatch(name):
+        raise ValueError("should be 1 … 128 letters, digits, dots, hyphens and underscores")
+    return name
+
+
 def _program(command: tuple[str, ...]) -> tuple[str, ...]:
+    if not command:
+        raise ValueError("should name a program to run, and its arguments")
     if not command[0]:
         raise ValueError("the first word names the program to run and cannot be empty")
     if any("\0" in word for word in command):
@@ -219,7 +228,7 @@ class ServiceSettings(Settings):
     """One service on a node: its bridge command and its pool."""
 
     name: Annotated[str, AfterValidator(_service_name)] = Field(description="the service's name, as callers use it")
-    command: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(_program)] = Field(
+    command: Annotated[tuple[str, ...], AfterValidator(_program)] = Field(
         description="the bridge's program and its arguments; no shell is involved"
     )
     bridges: Annotated[BridgeCount, BeforeValidator(_bridge_count)] = Field(
@@ -274,8 +283,8 @@ class ServiceSettings(Settings):
 class NodeSettings(Settings):
     """One node: a process that serves one or more services."""
 
-    name: str = Field(
-        default_factory=default_node_name, pattern=r"^[A-Za-z0-9_.-]{1,128}$", description="unique among the nodes"
+    name: Annotated[str, AfterValidator(_node_name)] = Field(
+        default_factory=default_node_name, description="unique among the nodes"
     )
     services: tuple[ServiceSettings, ...] = Field(min_length=1)
     connect_timeout: Seconds = Field(30.0, description="seconds for the first connection to the broker")

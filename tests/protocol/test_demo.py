@@ -120,9 +120,9 @@ async def test_dspy_is_not_shown_on_another_broker() -> None:
 async def test_a_corpus_without_python_is_a_clear_error(tmp_path: Path) -> None:
     for directory in (tmp_path, tmp_path / "missing"):
         ended = await run("demo", "--broker", "memory", "--corpus", str(directory))
-        assert ended.status == 1
+        assert ended.status == 2
         assert len(ended.err.splitlines()) == 1
-        assert str(directory) in ended.err
+        assert ended.err.startswith(f"--corpus: {directory} ")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
