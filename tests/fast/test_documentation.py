@@ -40,14 +40,20 @@ def test_every_setting_is_documented_and_no_other() -> None:
     assert sorted(documented("[services.NAME]")) == sorted(key for key in keys(ServiceSettings) if key != "name")
 
 
-def test_the_documented_defaults_are_the_defaults() -> None:
-    settings = ServiceSettings(name="echo", command=("program",))
-    for key, said in documented("[services.NAME]").items():
+@pytest.mark.parametrize(
+    ("heading", "settings"),
+    [
+        ("[services.NAME]", ServiceSettings(name="echo", command=("program",))),
+        ("[node]", NodeSettings(services=(ServiceSettings(name="echo", command=("program",)),))),
+    ],
+)
+def test_the_documented_defaults_are_the_defaults(heading: str, settings: BaseModel) -> None:
+    for key, said in documented(heading).items():
         value: object = settings
         for name in key.split("."):
             value = getattr(value, name)
         match said:
-            case "required" | "one for each CPU" | "the node's own":
+            case "required" | "one for each CPU" | "the node's own" | "host name and process id":
                 continue
             case "`first_delay`":
                 assert value is None, key

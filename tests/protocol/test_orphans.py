@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -60,8 +60,9 @@ async def until(condition: Callable[[], object]) -> None:
 def reaper_of(node: int) -> psutil.Process | None:
     """The reaper of the node with this process id, once it has begun its work."""
     for child in psutil.Process(node).children():
-        if str(PROGRAM) in child.cmdline():
-            return child
+        with suppress(psutil.NoSuchProcess):  # a ZombieProcess is one: killed, and not waited for yet
+            if str(PROGRAM) in child.cmdline():
+                return child
     return None
 
 
@@ -261,6 +262,37 @@ async def test_an_sdk_bridge_hands_its_run_id_on_and_its_mark_not(rig: Rig, tmp_
     await rig.serve(command, environment={"PYTHONPATH": str(tmp_path)})
     ours = [line for line in await rig.call("look") if line.startswith("QUAYBRIDGE_")]
     assert ours == [f"{RUN}={rig.bridge().run}"]
+
+
+@pytest.mark.parametrize("end", ["killed", "stopped"])
+async def test_what_is_started_without_the_run_id_in_a_session_of_its_own_stays(
+    rig: Rig, tmp_path: Path, end: str
+) -> None:
+    token = new_token()
+    (tmp_path / "founder.py").write_text(
+        "import os\n"
+        "from bridge_sdk import Bridge\n"
+        "bridge = Bridge()\n"
+        "@bridge.command\n"
+        "def start(with_it: list[str]) -> int:\n"
+        f"    words = [*with_it, 'sleep', '1000', '{token}']\n"
+        "    return os.spawnvp(os.P_NOWAIT, words[0], words)\n"
+    )
+    command = (sys.executable, "-m", "bridge_sdk", "founder")
+    await rig.serve(command, environment={"PYTHONPATH": str(tmp_path)})
+    pid = await rig.call("start", {"with_it": ["setsid", "env", "-u", RUN]})
+    await rig.call("start", {"with_it": ["setsid"]})
+    await until(lambda: len(alive(token)) == 2)
+    if end == "killed":
+        os.kill(rig.bridge().process.pid, signal.SIGKILL)
+    else:
+        await rig.nodes[0].stop()
+    await until(lambda: len(alive(token)) == 1)
+    (kept,) = alive(token)
+    try:
+        assert kept.pid == pid
+    finally:
+        kept.kill()
 
 
 # The reaper by itself.

@@ -30,6 +30,7 @@ from bridge_protocol.frames import DEFAULT_LIMIT
 from bridge_protocol.messages import Request
 from broker.contract import Delivery
 from broker.memory import MemoryBroker
+from producer import producer as producer_of_threads
 from producer.producer import MOST_HANDED_OVER, Producer
 
 
@@ -407,6 +408,32 @@ def test_close_ends_what_is_under_way_in_other_threads(
         producer.close()
         errors = [call.result(PATIENCE) for call in calling]
     assert sum(isinstance(error, OutcomeUnknown) for error in errors) >= 5
+
+
+def test_a_close_that_a_callback_holds_up_says_so_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(producer_of_threads, "CLOSE_TIMEOUT", 0.2)
+    broker = MemoryBroker()
+    producer = Producer(broker)
+    producer.start()
+    producer.run(Responder(answer_echo).start(broker))
+    blocked, free, returned = threading.Event(), threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        blocked.set()
+        free.wait(PATIENCE)
+        returned.set()
+
+    producer.submit(SERVICE, "echo", {"n": 1}).add_done_callback(block)
+    assert blocked.wait(PATIENCE)
+    with pytest.raises(TimeoutError):
+        producer.close()
+    free.set()
+    assert returned.wait(PATIENCE)
+    with pytest.raises(BrokerUnavailable, match="closed"):
+        producer.call(SERVICE, "echo", {"n": 2})
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.name != "elsewhere":
+            thread.join(PATIENCE)
 
 
 def test_close_ends_what_waits_for_room(elsewhere: Elsewhere, responder: Responder) -> None:

@@ -23,6 +23,7 @@ from bridge_protocol.errors import (
     OutcomeUnknown,
     ProtocolViolation,
     ReaderStalled,
+    StreamGap,
     StreamRestarted,
     UnknownService,
 )
@@ -377,6 +378,32 @@ async def test_a_node_that_cannot_deliver_chunks_ends_the_work(
     assert raised.value.details["why"].startswith("what it said could not be sent: ")
     assert chunks == list(range(len(chunks)))
     await until(note.exists)
+
+
+@pytest.mark.parametrize(("lost", "came"), [(0, 0), (1, 1), (3, 3)])
+async def test_chunks_that_are_lost_on_the_way_are_missed(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, lost: int, came: int
+) -> None:
+    await serve(rig, stream={"delay": 0.000001})
+    link = rig.nodes[0]._publishing
+    real = link.publish
+    seen = 0
+
+    def publish(message: Message, *, timeout: float) -> asyncio.Future[None]:
+        nonlocal seen
+        if message.properties.type == CHUNKS:
+            seen += 1
+            if seen == lost + 1:
+                taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                taken.set_result(None)
+                return taken
+        return real(message, timeout=timeout)
+
+    monkeypatch.setattr(link, "publish", publish)
+    got: list[Any] = []
+    with pytest.raises(StreamGap):
+        await read(stream(rig, "count", {"to": 4, "pause": 0.05}), got)
+    assert got == [str(number) for number in range(came)]
 
 
 async def test_the_deadline_ends_a_stream(rig: Rig, tmp_path: Path) -> None:
