@@ -32,8 +32,9 @@ from broker.memory import MemoryBroker
 from examples.analyse import analysis
 from producer.async_producer import AsyncProducer
 from quaybridge.settings import SettingsError
-from worker_node.environment import MARK
+from worker_node.environment import MARK, RUN
 from worker_node.node import Node
+from worker_node.reaper import Reaper
 from worker_node.settings import NodeSettings, ServiceSettings
 
 SERVICE = "demo-analyse"
@@ -226,16 +227,18 @@ class LocalNodes:
 
 
 class NodeProcesses:
-    """Nodes as processes of their own: `quaybridge worker`, as on any machine."""
+    """Nodes as processes of their own: `quaybridge worker`, as on any machine. They end with a killed demo too."""
 
     def __init__(self, plan: Plan, directory: Path) -> None:
         self._plan = plan
         self._directory = directory
+        self._reaper = Reaper("demo")
         self._processes: list[subprocess.Popen[bytes]] = []
         self._started = 0
 
     async def start(self) -> None:
         """Start them all at once; returns when each can serve. Raises DemoError with what one said last."""
+        await self._reaper.start()
         ready = [self._spawn() for _ in range(self._plan.nodes)]
         await asyncio.gather(*(asyncio.to_thread(_wait_ready, *node) for node in ready))
 
@@ -267,6 +270,7 @@ class NodeProcesses:
             except subprocess.TimeoutExpired:
                 process.kill()
                 await asyncio.to_thread(process.wait)
+        await self._reaper.stop()
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], Path, Path]:
         number = self._started
@@ -278,6 +282,7 @@ class NodeProcesses:
             **os.environ,
             "QUAYBRIDGE_BROKER": self._plan.url or "",
             "QUAYBRIDGE_HEALTH_FILE": str(alive),
+            RUN: self._reaper.new_bridge(),
         }
         with log.open("wb") as output:
             process = subprocess.Popen(
