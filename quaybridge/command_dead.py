@@ -333,7 +333,7 @@ def _print_summaries(summaries: list[dict[str, Any]], *, plain: bool, header: bo
     elif summaries:
         import rich
 
-        rich.print(table(summaries, header=header))
+        rich.print(table(summaries, columns=rich.get_console().width, header=header))
 
 
 def _write(shown: bytes) -> None:

@@ -16,6 +16,7 @@ from quaybridge.exit_status import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+NARROW = 100  # columns
 LONGEST_BODY_SHOWN = 2048  # bytes of a request that is no JSON
 
 
@@ -71,25 +72,31 @@ def line(said: dict[str, Any]) -> bytes:
     return codec.encode(said) + b"\n"
 
 
-def table(summaries: Iterable[dict[str, Any]], *, header: bool = True) -> RenderableType:
-    """Summaries as a table for a terminal; further pages have no header."""
+def table(summaries: Iterable[dict[str, Any]], *, columns: int, header: bool = True) -> RenderableType:
+    """Summaries as a table for a terminal of so many columns; further pages have no header.
+
+    What other commands want, the id, is whole on any. Where it takes too much room there is no year and no command.
+    """
     from rich.box import SIMPLE
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=SIMPLE, show_header=header, pad_edge=False, collapse_padding=True, expand=True)
+    narrow = columns < NARROW
     made.add_column("id", width=32)
-    made.add_column("time (UTC)", width=16, no_wrap=True)
-    made.add_column("command", ratio=1, no_wrap=True)
+    made.add_column("time (UTC)", width=11 if narrow else 16, no_wrap=True)
+    if not narrow:
+        made.add_column("command", ratio=1, no_wrap=True)
     made.add_column("code", max_width=18)
     made.add_column("tries", width=5, justify="right")
     made.add_column("error", ratio=3, no_wrap=True)
     for said in summaries:
         tries = f"{said['attempt']}" + (f"+{said['replays']}" if said["replays"] else "")
         moment = (said["time"] or "")[:16].replace("T", " ")
-        cells: Sequence[str] = (said["id"], moment, said["command"] or "", said["code"], tries, said["error"])
+        command = () if narrow else (said["command"] or "",)
+        cells: Sequence[str] = (said["id"], moment[5 if narrow else 0 :], *command, said["code"], tries, said["error"])
         identity, *others = (Text(printable(cell), overflow="ellipsis") for cell in cells)
-        identity.overflow = "fold"  # whole, on however narrow a terminal: the other commands want it
+        identity.overflow = "fold"
         made.add_row(identity, *others)
     return made
 
