@@ -34,6 +34,9 @@ import psutil
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import BrokerError, ConnectionRefused
+from worker_node.environment import RUN
+from worker_node.reaper import spawn_reaper
+from worker_node.run_id import own_run_id
 
 DEFAULT_IMAGE = "rabbitmq:4-management"
 START_TIMEOUT = 120.0  # seconds; a cold machine with two cores needs 10 to 20
@@ -293,6 +296,7 @@ class PrivateRabbitMQ(RabbitMQ):
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quaybridge-rabbitmq-")))
         self.port, self.management_port, distribution_port, mapper_port = _free_ports(4)
         self._log = home / "output"
+        run_id = own_run_id()
         (home / "enabled_plugins").write_text("[rabbitmq_management].\n")
         (home / "rabbitmq-env.conf").touch()
         (home / "rabbitmq.conf").write_text(
@@ -318,7 +322,11 @@ class PrivateRabbitMQ(RabbitMQ):
             "RABBITMQ_MNESIA_BASE": str(home / "data"),
             "RABBITMQ_LOG_BASE": str(home / "log"),
             "RABBITMQ_PID_FILE": str(home / "pid"),
+            RUN: f"{run_id}/rabbitmq",
         }
+        # If this process is killed, its end of the reaper's stdin is closed with it, and the reaper ends the server.
+        reaper = spawn_reaper(run_id, stdout=subprocess.DEVNULL)
+        stack.callback(reaper.communicate, b"end\n")
         stack.callback(self._kill)
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -28,6 +28,21 @@ RESTART_INTERVAL = 1.0  # seconds between two starts, the first restart apart
 logger = logging.getLogger("quaybridge.node")
 
 
+def spawn_reaper(run_id: str, *, stdout: int) -> subprocess.Popen[bytes]:
+    """The reaper of this run: `reaper_program` says what it reads and writes. Raises OSError."""
+    # It gets no environment: what a dead run left is told by it, and the reaper of a node that was itself started by a
+    # bridge must not pass for that. Some interpreters need the one variable to start at all.
+    environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return subprocess.Popen(
+        (sys.executable, "-I", "-S", str(PROGRAM), f"{RUN}={run_id}"),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        env=environment,
+        bufsize=0,
+        start_new_session=True,
+    )
+
+
 class Reaper:
     """The reaper of one node. `start`, then `new_bridge` and `clear` for each bridge, then `stop`.
 
@@ -103,18 +118,8 @@ class Reaper:
             await self._gone.wait()
 
     def _spawn(self) -> None:
-        # It gets no environment: what a dead run left is told by it, and the reaper of a node that was itself
-        # started by a bridge must not pass for that. Some interpreters need the one variable to start at all.
-        environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self._spawned = self._loop.time()
-        process = self._process = subprocess.Popen(
-            (sys.executable, "-I", "-S", str(PROGRAM), f"{RUN}={self.run_id}"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-            start_new_session=True,
-        )
+        process = self._process = spawn_reaper(self.run_id, stdout=subprocess.PIPE)
         assert process.stdin is not None
         assert process.stdout is not None
         os.set_blocking(process.stdin.fileno(), False)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import psutil
@@ -16,6 +19,8 @@ from quaybridge.rabbitmq import (
     docker_available,
     server_available,
 )
+
+PATIENCE = 30.0  # seconds
 
 
 @pytest.fixture
@@ -64,6 +69,26 @@ def test_an_interrupted_start_leaves_neither_processes_nor_data(
     assert not any(_runs(number) for number in started)
     assert list(temporary.iterdir()) == []
     assert threading.active_count() == threads
+
+
+def test_a_server_ends_with_whoever_started_it_and_was_killed(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_on_path('setsid sleep 600 & echo "$! $$" > "$HOME/started"; exec sleep 600', tmp_path, monkeypatch)
+    program = "from quaybridge.rabbitmq import PrivateRabbitMQ; PrivateRabbitMQ().__enter__()"
+    starter = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(temporary)})
+    end = time.monotonic() + PATIENCE
+    started: list[int] = []
+    while len(started) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+        for file in temporary.glob("*/started"):
+            started = [int(number) for number in file.read_text().split()]
+    starter.kill()
+    starter.wait()
+    while any(_runs(number) for number in started):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def _runs(number: int) -> bool:
