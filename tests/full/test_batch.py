@@ -136,3 +136,18 @@ async def test_what_cannot_be_done_is_told(rabbitmq_url: str, directory: Path) -
     assert status == 1
     assert "stopped after line 0: --resume, and >> for the replies, goes on from there" in shown
     assert "unknown_service: " in shown
+
+
+async def test_the_status_says_whether_all_were_answered_some_failed_or_lines_were_broken(
+    rabbitmq_url: str, directory: Path
+) -> None:
+    async with running(*WORKER, "--broker", rabbitmq_url) as worker:
+        await worker.said("serving")
+        session = Session(rabbitmq_url, directory)
+        good, failing, broken = '{"seconds": 0}\n', '{"seconds": "long"}\n', "[]\n"
+        for lines, expected in ((good, 0), (good + failing, 1), (good + failing + broken, 3), ("", 0)):
+            (directory / "requests.jsonl").write_text(lines)
+            status, shown = await session.run("< requests.jsonl > replies.jsonl")
+            assert status == expected, shown
+            assert session.answered == lines.count(good)
+            assert session.failures.exists() == (expected != 0)
