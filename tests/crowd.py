@@ -51,7 +51,7 @@ class Crowd:
             on_cancelled=lambda _: None,
         )
         node.want(True)
-        await node.attach(await self._open(name))
+        node.attach(await self._open(name))
         self._stack.callback(node.detach)
         self._nodes[name] = node
 

@@ -50,12 +50,12 @@ class Intake:
         """The prefetch of the consumer for what can run at once; 0: there is none."""
         return self._consumers[0][1]
 
-    async def attach(self, channel: Channel) -> None:
-        """Consume on this new channel. Raises BrokerError if it cannot."""
+    def attach(self, channel: Channel) -> None:
+        """Consume on this new channel."""
         self.detach()
         self._channel = channel
-        self._adjusting = asyncio.get_running_loop().create_task(self._adjust(channel))
-        await self._adjusting
+        self._adjusting = None  # what is left of it ends with the channel before
+        self._begin_adjusting()
 
     def detach(self) -> None:
         """The channel is gone, and its consumers with it."""

@@ -323,16 +323,15 @@ class Node:
 
     async def _set_up(self, channel: Channel) -> None:
         self._forget_channel()  # of an earlier one that was lost while it was set up, nobody has told
-        connected = asyncio.get_running_loop().time()
         await channel.declare(shared_topology())
         await self._control.attach(channel)
         for dispatcher, intake in self._services:
             dispatcher.readdress()
             await channel.declare(service_topology(dispatcher.name))
-            await intake.attach(channel)
+            intake.attach(channel)
         for dispatcher, partitions in self._partitions:
             await channel.declare(session_topology(dispatcher.name))
-            await partitions.attach(channel, connected)
+            partitions.attach(channel)
 
     async def _set_up_publishing(self, channel: Channel) -> None:
         """At the start the other connection declares; later a loss may be why this channel is a new one."""

@@ -27,6 +27,7 @@ time for longer. So it comes back about a dozen times at most, while all connect
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -44,6 +45,7 @@ HAND_BACK = 15.0  # seconds after connecting
 HAND_BACK_AGAIN = 30.0  # after connecting again: so long the others may take to do so too
 HANDED_BACK_AT_ONCE = DELIVERY_LIMIT // 3  # times; after that a second later, then two, four, …
 MOST_DOUBLINGS = 4  # all these pauses together are longer than the time to hand back
+TOLD_TOGETHER = 0.02  # seconds: queues that are begun to be consumed within that are told to the others at once
 REBALANCES_FROM = 4  # RabbitMQ's major version
 
 logger = logging.getLogger("quaybridge.node")
@@ -58,19 +60,20 @@ def weight(node: str, partition: int) -> int:
 class _Partition:
     """`owned`: this node had its latest delivery, as far as is known. `held`: deliveries to be handed back.
 
-    `outranked`: the broker prefers another node's consumer to this one.
+    `outranked`: the broker prefers another node's consumer to this one. `adjusting`: until it is consumed as is wanted.
     """
 
     number: int
     consumer: Consumer | None = None
     owned: bool = False
     outranked: bool = False
+    adjusting: asyncio.Task[None] | None = None
     leaving: asyncio.Task[None] | None = None
     held: list[Delivery] = field(default_factory=list)
 
 
 class Partitions:
-    """The consumers of a service's session queues.
+    """The consumers of a service's session queues: each for itself, as one whose majority is gone answers nobody.
 
     `on_owned` is told when this node owns one that it did not own, `on_consuming` which it has begun to consume.
     """
@@ -97,7 +100,10 @@ class Partitions:
         self._wanted = False
         self._told = False
         self._partitions = [_Partition(number) for number in range(PARTITIONS)]
-        self._adjusting: asyncio.Task[None] | None = None
+        self._recovering: asyncio.TimerHandle | None = None  # until the queues are consumed, after connecting again
+        self._begun: list[int] = []  # to be told
+        self._telling: asyncio.TimerHandle | None = None
+        self._hurried = asyncio.Event()  # nobody waits any more until a queue that was left is consumed again
 
     def __repr__(self) -> str:
         return f"<Partitions of {self.service}: {len(self.owned)} owned of {PARTITIONS}>"
@@ -112,20 +118,14 @@ class Partitions:
         """Whether there is no consumer."""
         return all(partition.consumer is None for partition in self._partitions)
 
-    async def attach(self, channel: Channel, connected: float | None = None) -> None:
-        """Consume on this new channel. `connected`: since when it is there, on the loop's clock (None: just now).
-
-        Raises BrokerError if it cannot.
-        """
+    def attach(self, channel: Channel) -> None:
+        """Consume on this new channel: from now on, or QUEUES_RECOVER seconds later if there was another before."""
         self.detach()
         loop = asyncio.get_running_loop()
-        window = HAND_BACK
-        if self._hand_back_until is not None:
-            window = HAND_BACK_AGAIN
-            since = 0.0 if connected is None else loop.time() - connected
-            await asyncio.sleep(QUEUES_RECOVER - since)  # once, for all services of a node
+        again = self._hand_back_until is not None
+        pause = QUEUES_RECOVER if again else 0.0
         self._channel = channel
-        self._hand_back_until = loop.time() + window
+        self._hand_back_until = loop.time() + pause + (HAND_BACK_AGAIN if again else HAND_BACK)
         if not self._told and not _rebalances(channel.server):
             logger.warning(
                 "%s: %s gives a session queue to the first node that takes it, for as long as that node is there: "
@@ -133,35 +133,45 @@ class Partitions:
                 *(self.service, channel.server),
             )
         self._told = True
-        self._adjusting = asyncio.get_running_loop().create_task(self._adjust(channel))
-        await self._adjusting
+        if again:
+            self._recovering = loop.call_later(pause, self._recovered)
+        else:
+            self._adjust_all()
 
     def detach(self) -> None:
         """The channel is gone, and its consumers with it."""
         self._channel = None
+        for timer in (self._recovering, self._telling):
+            if timer is not None:
+                timer.cancel()
+        self._recovering = self._telling = None
+        self._begun.clear()
         for partition in self._partitions:
+            for task in (partition.adjusting, partition.leaving):
+                if task is not None:
+                    task.cancel()
+            partition.adjusting = partition.leaving = None
             partition.consumer = None
             partition.owned = False
             partition.outranked = False
             partition.held.clear()
-            if partition.leaving is not None:
-                partition.leaving.cancel()
-                partition.leaving = None
 
     def want(self, wanted: bool) -> None:
         """From now on consume them, or none."""
         if self._wanted is not wanted:
             self._wanted = wanted
-            self._begin_adjusting()
+            self._hurried.clear()
+            self._adjust_all()
 
     async def settled(self) -> None:
-        """Wait until what is wanted is so, but for queues that are left for a while, or the channel is gone."""
-        under_way = [] if self._adjusting is None else [self._adjusting]
+        """Wait until what is wanted is so, but for queues that are left for a while, or the channel is gone.
+
+        If none is wanted, what is held to be handed back is handed back by then.
+        """
+        under_way = [partition.adjusting for partition in self._partitions if partition.adjusting is not None]
         if not self._wanted:
-            for partition in self._partitions:
-                if partition.leaving is not None:
-                    partition.leaving.cancel()
-                    under_way.append(partition.leaving)
+            self._hurried.set()
+            under_way += [partition.leaving for partition in self._partitions if partition.leaving is not None]
         if under_way:
             await asyncio.wait(under_way)
 
@@ -175,14 +185,30 @@ class Partitions:
             partition = self._partitions[number]
             if partition.owned and weight(node, number) > weight(self._node, number):
                 partition.outranked = True
-                self._begin_adjusting()
+                self._begin_adjusting(partition)
 
     # Consuming.
 
-    def _begin_adjusting(self) -> None:
-        """Only `_adjust` subscribes, one at a time: a queue that was consumed twice could not be left."""
-        if self._channel is not None and (self._adjusting is None or self._adjusting.done()):
-            self._adjusting = asyncio.get_running_loop().create_task(self._follow(self._adjust(self._channel)))
+    def _recovered(self) -> None:
+        self._recovering = None
+        self._adjust_all()
+
+    def _adjust_all(self) -> None:
+        for partition in self._partitions:
+            self._begin_adjusting(partition)
+
+    def _begin_adjusting(self, partition: _Partition) -> None:
+        """Only `_adjust` subscribes, once at a time: a queue that was consumed twice could not be left."""
+        if self._channel is None or self._recovering is not None or not self._differs(partition):
+            return
+        if partition.adjusting is None or partition.adjusting.done():
+            work = self._follow(self._adjust(self._channel, partition))
+            partition.adjusting = asyncio.get_running_loop().create_task(work)
+
+    def _differs(self, partition: _Partition) -> bool:
+        """Whether it is not consumed as is wanted."""
+        consumed = partition.consumer is not None
+        return (consumed is not self._wanted or partition.outranked) and partition.leaving is None
 
     async def _follow(self, work: Coroutine[None, None, None]) -> None:
         channel = self._channel
@@ -193,27 +219,15 @@ class Partitions:
             if channel is not None and not channel.closed:
                 raise
 
-    async def _adjust(self, channel: Channel) -> None:
-        while self._channel is channel:
-            wanted = self._wanted
-            different = [
-                partition
-                for partition in self._partitions
-                if ((partition.consumer is not None) is not wanted or partition.outranked) and partition.leaving is None
-            ]
-            if not different:
-                return
-            await asyncio.gather(*(self._set(channel, partition, wanted) for partition in different))
-            if begun := [partition.number for partition in different if partition.consumer is not None]:
-                self._on_consuming(begun)
-
-    async def _set(self, channel: Channel, partition: _Partition, wanted: bool) -> None:
-        partition.outranked = False
-        if partition.consumer is not None:
+    async def _adjust(self, channel: Channel, partition: _Partition) -> None:
+        while self._channel is channel and self._differs(partition):
+            partition.outranked = False
             consumer, partition.consumer = partition.consumer, None
-            partition.owned = False
-            await channel.cancel(consumer)
-        if wanted:
+            if consumer is not None:
+                partition.owned = False
+                await channel.cancel(consumer)
+            if not self._wanted:
+                continue
             consumer = await channel.consume(
                 session_queue(self.service, partition.number),
                 lambda delivery: self._take(partition, delivery),
@@ -223,6 +237,14 @@ class Partitions:
             )
             if self._channel is channel:
                 partition.consumer = consumer
+                self._begun.append(partition.number)
+                if self._telling is None:
+                    self._telling = asyncio.get_running_loop().call_later(TOLD_TOGETHER, self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        begun, self._begun = self._begun, []
+        self._on_consuming(begun)
 
     def _take(self, partition: _Partition, delivery: Delivery) -> None:
         if partition.leaving is not None:
@@ -249,22 +271,28 @@ class Partitions:
         assert channel is not None
         logger.debug("%s: partition %d is handed back: its sessions are another's", self.service, partition.number)
         try:
-            if partition.consumer is None and self._adjusting is not None:
-                await asyncio.wait([self._adjusting])  # a first delivery may come before `consume` returns
+            if partition.consumer is None and partition.adjusting is not None:
+                await asyncio.wait([partition.adjusting])  # a first delivery may come before `consume` returns
             consumer, partition.consumer = partition.consumer, None
             if consumer is not None:
                 await channel.cancel(consumer)
             # Rejected before, they would come here again.
-            await asyncio.sleep(max((_pause(delivery.delivery_count) for delivery in partition.held), default=0.0))
+            await self._sleep(max((_pause(delivery.delivery_count) for delivery in partition.held), default=0.0))
             for delivery in partition.held:
                 self.handed_back += 1
                 delivery.reject(requeue=True)
             partition.held.clear()
-            await asyncio.sleep(self._hand_back_left)
+            await self._sleep(self._hand_back_left)
         finally:
             partition.leaving = None
         if self._channel is channel:
-            self._begin_adjusting()
+            self._begin_adjusting(partition)
+
+    async def _sleep(self, seconds: float) -> None:
+        """For so long, or until nobody waits for it any more."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._hurried.wait()
 
     @property
     def _hand_back_left(self) -> float:

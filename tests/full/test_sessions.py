@@ -252,8 +252,11 @@ async def test_a_node_that_dies_while_it_is_outranked_leaves_no_consumer_behind(
     worst, best = sorted(("a", "b"), key=lambda name: weight(name, 0))
     taken: asyncio.Queue[tuple[str, Delivery]] = asyncio.Queue()
     nodes: dict[str, Partitions] = {}
+    told: set[str] = set()
 
     def consumes(name: str, numbers: Sequence[int]) -> None:
+        if 0 in numbers:
+            told.add(name)
         for node in nodes.values():
             node.yield_to(name, numbers)
 
@@ -268,7 +271,9 @@ async def test_a_node_that_dies_while_it_is_outranked_leaves_no_consumer_behind(
         )
         nodes[name].want(True)
         channel = await broker.open(name, on_closed=lambda _: None)
-        await nodes[name].attach(channel)
+        nodes[name].attach(channel)
+        while name not in told:
+            await asyncio.sleep(0.001)
         return channel
 
     async def publish() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rig import PATIENCE, Rig, echo, misbehave, until, with_sdk
 
-from bridge_protocol.topology import partition_of, session_queue
+from bridge_protocol.topology import partition_of, request_queue, session_queue
 from broker.contract import ChannelClosed, Consumer
 from broker.memory import MemoryBroker, MemoryChannel
 from worker_node.dispatcher import Dispatcher
@@ -42,14 +42,12 @@ def busy(service: Dispatcher) -> bool:
 # The start.
 
 
-async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_broker(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One that has lost its majority. The others are served."""
+def silence(monkeypatch: pytest.MonkeyPatch, silent: str) -> asyncio.Event:
+    """Have a queue answer nobody from now on, as one that has lost its majority; set once somebody has asked it."""
     consume, asked = MemoryChannel.consume, asyncio.Event()
 
     async def answered(channel: MemoryChannel, queue: str, *arguments: Any, **options: Any) -> Consumer:
-        if queue == session_queue("work", partition_of("one of it")):
+        if queue == silent:
             asked.set()
             while not channel.closed:
                 await asyncio.sleep(0.01)
@@ -57,6 +55,14 @@ async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_
         return await consume(channel, queue, *arguments, **options)
 
     monkeypatch.setattr(MemoryChannel, "consume", answered)
+    return asked
+
+
+async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_broker(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has lost its majority. The others are served."""
+    asked = silence(monkeypatch, session_queue("work", partition_of("one of it")))
     node = rig.node(with_sdk("counts"), sessions={"enabled": True}, of_node={"connect_timeout": 0.5})
     await rig.producer.start()
     began = time.monotonic()
@@ -65,6 +71,24 @@ async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_
     assert time.monotonic() - began >= 0.5
     assert await rig.call("plain")
     other = rig.producer.session("another", service="work")
+    assert (await other.call("count", timeout=PATIENCE)).result["count"] == 1
+
+
+@pytest.mark.parametrize("silent", [request_queue("first"), session_queue("first", partition_of("one of it"))])
+async def test_a_queue_that_answers_nobody_does_not_keep_a_node_from_connecting_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    first, work = ({"name": name, "command": with_sdk("counts"), "bridges": 1} for name in ("first", "work"))
+    node = rig.node((), of_node={"services": [{**first, "sessions": {"enabled": True}}, work]})
+    await rig.producer.start()
+    await node.start()
+    asked = silence(monkeypatch, silent)
+    rig.broker.close_all("the broker restarts")
+    async with asyncio.timeout(PATIENCE):
+        await asked.wait()
+    await until(lambda: node.serving)
+    assert await rig.call("plain")
+    other = rig.producer.session("another", service="first")
     assert (await other.call("count", timeout=PATIENCE)).result["count"] == 1
 
 
