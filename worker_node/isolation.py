@@ -21,6 +21,7 @@ after SESSION_SUSPECT_FROM returns, for nodes hand such deliveries to each other
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Sequence
@@ -33,6 +34,8 @@ from worker_node.intake import Intake
 
 SUSPECT_FROM = 3  # returns, by the broker's own count
 SESSION_SUSPECT_FROM = DELIVERY_LIMIT // 2
+# Seconds for the broker to confirm that nothing more comes. A queue whose majority is gone answers nobody.
+SETTLED_WITHIN = 5.0
 
 logger = logging.getLogger("quaybridge.node")
 
@@ -119,8 +122,10 @@ class Isolation:
         try:
             for _, intake in self._services:
                 intake.want(0, 0)
-            for _, intake in self._services:
-                await intake.settled()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLED_WITHIN):
+                    for _, intake in self._services:
+                        await intake.settled()
             await self._until_idle()
             while self._held:
                 suspect = self._held.pop(self._draw(len(self._held)))

@@ -13,8 +13,10 @@ import pytest
 from rig import PATIENCE, Rig, echo, misbehave, until, with_sdk
 
 from bridge_protocol.topology import partition_of, request_queue, session_queue
-from broker.contract import ChannelClosed, Consumer
+from broker.contract import ChannelClosed, Consumer, Message
 from broker.memory import MemoryBroker, MemoryChannel
+from broker.memory_queue import MemoryQueue
+from worker_node import isolation
 from worker_node.dispatcher import Dispatcher
 
 QUEUE = "quaybridge.work"
@@ -90,6 +92,30 @@ async def test_a_queue_that_answers_nobody_does_not_keep_a_node_from_connecting_
     assert await rig.call("plain")
     other = rig.producer.session("another", service="first")
     assert (await other.call("count", timeout=PATIENCE)).result["count"] == 1
+
+
+async def test_a_suspect_does_not_wait_for_a_queue_that_answers_nobody(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "SETTLED_WITHIN", 0.2)
+    first, work = ({"name": name, "command": with_sdk("counts"), "bridges": 1} for name in ("first", "work"))
+    node = rig.node((), of_node={"services": [first, work]})
+    await rig.producer.start()
+    await node.start()
+    asked = silence(monkeypatch, request_queue("first"))
+    rig.broker.close_all("the broker restarts")
+    async with asyncio.timeout(PATIENCE):
+        await asked.wait()
+    publish, suspect = MemoryQueue.put, isolation.SUSPECT_FROM
+
+    def came_back_often(queue: MemoryQueue, message: Message, now: float, trail: Any = (), returns: int = 0) -> None:
+        publish(queue, message, now, trail, suspect if queue.name == request_queue("work") else returns)
+
+    monkeypatch.setattr(MemoryQueue, "put", came_back_often)
+    assert await rig.call("plain")
+    await until(lambda: not node._isolation.active)
+    monkeypatch.setattr(MemoryQueue, "put", publish)
+    assert await rig.call("plain")
 
 
 # The watchdog.
