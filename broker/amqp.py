@@ -24,6 +24,7 @@ from broker.amqp_connection import AmqpConnection, connect
 from broker.amqp_publishes import Publishes
 from broker.confirm import Confirm
 from broker.contract import (
+    MAX_PREFETCH,
     AccessRefused,
     ChannelClosed,
     ConnectionRefused,
@@ -38,7 +39,6 @@ from broker.reply_address import PREFIX, readable, reads_any_address
 
 FIRST_PAUSE = 0.05  # seconds, before a delivery that comes after its subscription's end is handed back; then twice that
 MOST_DOUBLINGS = 7
-MAX_PREFETCH = 65_535  # AMQP has two bytes for it
 
 _ACCESS_REFUSED, _PRECONDITION_FAILED = 403, 406
 _DELIVERY_COUNT = "x-delivery-count"

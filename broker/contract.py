@@ -24,6 +24,8 @@ from bridge_protocol.errors import QuaybridgeError
 from bridge_protocol.topology import Resource
 from broker.confirm import Confirm
 
+MAX_PREFETCH = 65_535  # AMQP has two bytes for it
+
 
 class BrokerError(QuaybridgeError):
     """Root of what a broker raises beside the coded errors of bridge_protocol.errors."""
@@ -162,13 +164,13 @@ class Channel(Protocol):
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> Consumer:
-        """Subscribe. `prefetch` bounds this consumer's unacked deliveries (0: no bound; only with no_ack).
+        """Subscribe. `prefetch` bounds this consumer's unacked deliveries: 1 … MAX_PREFETCH, and 0 with no_ack alone.
 
         `on_cancelled` is called when the broker ends the subscription (its queue was deleted, a node of the
         cluster was lost, a delivery was held too long). The channel must then be closed and a new one opened:
         from RabbitMQ 4.3 a consumer cancelled for an ack timeout otherwise holds its queue for ever
         (rabbitmq-server #17317).
-        Raises ChannelClosed if the queue does not exist.
+        Raises ChannelClosed if the queue does not exist, and ValueError for a prefetch that is none.
         """
 
     async def cancel(self, consumer: Consumer) -> None:

@@ -25,6 +25,7 @@ from bridge_protocol.errors import Blocked, Refused
 from bridge_protocol.topology import Resource
 from broker.confirm import Confirm
 from broker.contract import (
+    MAX_PREFETCH,
     AccessRefused,
     BrokerError,
     ChannelClosed,
@@ -321,9 +322,9 @@ class MemoryChannel:
         no_ack: bool = False,
         exclusive: bool = False,
     ) -> Consumer:
-        """Subscribe; see the contract. Raises ValueError for a consumer that acks but has no prefetch."""
-        if prefetch < 0 or not (prefetch or no_ack):
-            raise ValueError("a consumer that acks needs a prefetch of 1 or more")
+        """Subscribe; see the contract."""
+        if not no_ack and not 1 <= prefetch <= MAX_PREFETCH:
+            raise ValueError(f"a consumer that acks needs a prefetch of 1 … {MAX_PREFETCH}, not {prefetch}")
         self._check_open()
         self._consumers_made += 1
         consumer = Consumer(tag=f"ctag{self._consumers_made}", queue=queue)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from functools import partial
 
-from broker.contract import BrokerError, Channel, Consumer, Delivery
+from broker.contract import MAX_PREFETCH, BrokerError, Channel, Consumer, Delivery
 
 
 class Intake:
@@ -64,11 +64,11 @@ class Intake:
         self._consumers = [(None, 0), (None, 0)]
 
     def want(self, running: int, ahead: int) -> None:
-        """From now on take `running` requests to run and `ahead` more to wait; 0 and 0: take none."""
-        if self._wanted == (running, ahead):
-            return
-        self._wanted = (running, ahead)
-        self._begin_adjusting()
+        """From now on take `running` requests to run and `ahead` more to wait, at most MAX_PREFETCH each; 0 and 0: none."""
+        wanted = (min(running, MAX_PREFETCH), min(ahead, MAX_PREFETCH))
+        if self._wanted != wanted:
+            self._wanted = wanted
+            self._begin_adjusting()
 
     def trust(self) -> None:
         """The queue gave what is beyond suspicion: take all that is wanted."""

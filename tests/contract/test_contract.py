@@ -34,7 +34,16 @@ from bridge_protocol.topology import (
     shared_topology,
 )
 from broker.confirm import Confirm
-from broker.contract import Channel, ChannelClosed, Consumer, Delivery, Message, TopologyMismatch, Unroutable
+from broker.contract import (
+    MAX_PREFETCH,
+    Channel,
+    ChannelClosed,
+    Consumer,
+    Delivery,
+    Message,
+    TopologyMismatch,
+    Unroutable,
+)
 from broker.failpoints import FailingBroker, Failpoints
 from broker.limits import MAX_BODY
 
@@ -453,11 +462,12 @@ class Contract:
         other = await venue.open("other")
         assert await other.queue_length(REQUESTS) == 0
 
-    async def test_a_consumer_that_acks_needs_a_prefetch(self, venue: Venue) -> None:
+    async def test_a_consumer_that_acks_needs_a_prefetch_amqp_can_carry(self, venue: Venue) -> None:
         channel = await venue.open()
         await channel.declare(TOPOLOGY)
-        with pytest.raises(ValueError, match="prefetch"):
-            await channel.consume(REQUESTS, Inbox())
+        for prefetch in (0, -1, MAX_PREFETCH + 1):
+            with pytest.raises(ValueError, match="prefetch of 1 … 65535"):
+                await channel.consume(REQUESTS, Inbox(), prefetch=prefetch)
         assert not channel.closed
 
     async def test_equal_consumers_take_turns(self, venue: Venue) -> None:

@@ -209,13 +209,6 @@ async def test_what_the_user_may_not_do_is_access_refused(reader: Address) -> No
 # Consuming.
 
 
-async def test_a_consumer_that_acks_needs_a_prefetch_amqp_can_carry(rabbitmq_vhost: Vhost) -> None:
-    async with opened(rabbitmq_vhost.url, Listener()) as channel:
-        for prefetch in (-1, 0, 65_536):
-            with pytest.raises(ValueError, match="prefetch of 1 … 65535"):
-                await channel.consume(QUEUE.name, lambda _: None, prefetch=prefetch)
-
-
 async def test_cancelling_under_load_loses_nothing_and_nothing_comes_after(rabbitmq_each: Vhost) -> None:
     listener = Listener()
     async with opened(rabbitmq_each.url, listener) as channel:

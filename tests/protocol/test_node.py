@@ -36,10 +36,10 @@ from bridge_protocol.errors import (
 )
 from bridge_protocol.messages import Request, encode_request
 from bridge_protocol.topology import EXCHANGE
-from broker.contract import Consumer, Message
+from broker.contract import MAX_PREFETCH, Consumer, Message
 from broker.memory import MemoryChannel
 from worker_node import bridges
-from worker_node.core.lookahead import SAMPLES
+from worker_node.core.lookahead import MOST_PER_SLOT, SAMPLES
 from worker_node.core.slot import Phase
 from worker_node.dispatcher import Dispatcher
 from worker_node.environment import RUN
@@ -1207,6 +1207,23 @@ async def test_losing_the_connection_while_the_intake_changes_leaves_no_consumer
     await until(lambda: 5 in [s.prefetch for s in rig.broker._vhost.queues[QUEUE].subscriptions])
     assert sorted(s.prefetch for s in rig.broker._vhost.queues[QUEUE].subscriptions) == [2, 5]
     assert await rig.call("echo", {"a": 1}) == {"a": 1}
+
+
+async def test_a_node_with_more_places_than_a_consumer_may_be_given_takes_as_many_as_it_may(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a reconnect: what AMQP has no number for would be the end of its connection, for good."""
+    service = await rig.serve(echo(1024))
+    monkeypatch.setattr(service.lookahead, "wanted", lambda capacity: capacity * MOST_PER_SLOT)  # runs are short
+    for _ in range(2):
+        await rig.call("echo")
+        rig.nodes[0]._changed.set()
+        await until(
+            lambda: sorted(s.prefetch for s in rig.broker._vhost.queues[QUEUE].subscriptions) == [1024, MAX_PREFETCH]
+        )
+        rig.broker.close_all("maintenance")
+        await until(lambda: not rig.nodes[0].serving)
+        await until(lambda: rig.nodes[0].serving)
 
 
 # The end.
