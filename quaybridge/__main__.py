@@ -8,8 +8,12 @@ import sys
 def main() -> None:
     """Do what the arguments say, and exit. Nothing is imported before Ctrl-C is provided for."""
     try:
+        import signal
+
         from quaybridge.standard_streams import OutputLost, prepare_streams
 
+        # Whoever started it may ignore that, and what it starts would too: then nobody is told how a process ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         prepare_streams()
         try:
             from quaybridge.command_line import application

@@ -40,6 +40,7 @@ QUOTE_SECONDS = 0.2
 QUOTE_BYTES = 4096
 # After a pipe's end: so long it has to end as well, which tells more than that it lives on without the pipe.
 CLOSED_SECONDS = 1.0
+UNKNOWN_CODE = 255  # in the place of an exit code that nobody knows, as asyncio has it
 HELD_UP = 1.0  # seconds: a timer that is later than this says that the node itself was stopped, or too busy
 
 
@@ -485,8 +486,8 @@ class BridgeProcess:
     def _exited(self) -> None:
         # The process is dead but not reaped: its group's id is still its own, so this reaches only what is left.
         self.send_signal(signal.SIGKILL)
-        _, status, usage = os.wait4(self.pid, 0)
-        self._process.returncode = os.waitstatus_to_exitcode(status)
+        code, peak = _reap(self.pid)
+        self._process.returncode = code
         self._held = False
         left_group = _group_exists(self.pid)
         self._loop.remove_reader(self._exit)
@@ -508,19 +509,28 @@ class BridgeProcess:
             self._verdict.cancel()
         if self._frame_late is not None:  # begun by the last that was read
             self._frame_late.cancel()
-        code = self._process.returncode
-        peak = usage.ru_maxrss * 1024 if usage.ru_maxrss > self._inherited_peak else 0
+        if peak <= self._inherited_peak:
+            peak = 0
         self._on_exit(
             BridgeExit(
                 code=code if code >= 0 else None,
                 signal=-code if code < 0 else None,
-                memory_peak=max(peak, self._seen_peak) or None,
+                memory_peak=max(peak * 1024, self._seen_peak) or None,
                 uptime=self.uptime,
                 in_frame=self._broken is None and self._decoder.in_frame,
                 left_group=left_group,
                 stderr=tuple(self._stderr.tail()),
             )
         )
+
+
+def _reap(pid: int) -> tuple[int, int]:
+    """The exit code (negative: the signal) of a process that is dead, and the most KiB that were resident of it."""
+    try:
+        _, status, usage = os.wait4(pid, 0)
+    except ChildProcessError:  # something else in this process waits for just any child, and has it
+        return UNKNOWN_CODE, 0
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss
 
 
 def _group_exists(group: int) -> bool:

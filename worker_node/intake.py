@@ -64,7 +64,7 @@ class Intake:
         self._consumers = [(None, 0), (None, 0)]
 
     def want(self, running: int, ahead: int) -> None:
-        """From now on take `running` requests to run and `ahead` more to wait, at most MAX_PREFETCH each; 0 and 0: none."""
+        """From now on take `running` requests to run and `ahead` more to wait, MAX_PREFETCH at most; 0 and 0: none."""
         wanted = (min(running, MAX_PREFETCH), min(ahead, MAX_PREFETCH))
         if self._wanted != wanted:
             self._wanted = wanted

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
@@ -143,8 +144,14 @@ class Node:
         """Start the bridges and connect, at the same time; returns when it consumes every queue that answers.
 
         What an earlier run left on this host is killed before that. Raises BridgeStartError if no bridge of an
-        eager service starts, and what `Link.start` does. Nothing is left running then.
+        eager service starts, or this process ignores SIGCHLD, and what `Link.start` does. Nothing is left running then.
         """
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            # The kernel would not keep what it knows of a bridge's end, nor its number, until that is asked for.
+            raise BridgeStartError(
+                "this process ignores SIGCHLD, and could not tell how a bridge ended: "
+                "call signal.signal(signal.SIGCHLD, signal.SIG_DFL) before"
+            )
         launcher = Launcher(os.environ.get("PATH"))
         if launcher.lacking:
             logger.warning("%s: this host has no %s", self.name, ", no ".join(launcher.lacking))

@@ -556,6 +556,15 @@ async def test_a_memory_peak_that_would_be_the_nodes_own_is_not_told(witness: Wi
 # Much at once.
 
 
+async def test_one_that_something_else_waited_for_ends_once_and_how_is_not_known(witness: Witness) -> None:
+    process = witness.start(shell("exec sleep 1000"))
+    process.send_signal(signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(process.pid)], timeout=PATIENCE)  # takes its exit status, for it is a child
+    ended = await witness.end()
+    assert (ended.code, ended.signal) == (255, None)
+    assert witness.kinds[-1] == "exit"
+
+
 async def test_ten_megabytes_go_both_ways_at_once(witness: Witness) -> None:
     text = "x" * (10 * MEGABYTE)
     process = witness.start(foreign())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -288,3 +289,14 @@ async def test_the_bridge_in_thirty_lines_conforms(tmp_path: Path) -> None:
     bridge.write_text(source)
     report = await conforming(*PYTHON, str(bridge))
     assert rows(report, Status.PASSED).keys() >= {"values", "unicode", "unknown_command", "any_json", "clean_stdout"}
+
+
+def test_who_was_started_by_what_ignores_its_childrens_ends_tells_them_all_the_same() -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    checked = (sys.executable, "-m", "quaybridge", "conformance", "--", sys.executable, "-m", "examples.echo")
+    done = subprocess.run(
+        [sys.executable, "-c", ignoring, *checked], capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0, done.stdout.decode()

@@ -1344,6 +1344,16 @@ async def test_run_raises_what_start_does(rig: Rig) -> None:
         await asyncio.wait_for(task, PATIENCE)
 
 
+async def test_a_process_that_ignores_its_childrens_ends_is_told_so(rig: Rig) -> None:
+    """A node there would be told again and again that a bridge has ended, and never how."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(BridgeStartError, match="ignores SIGCHLD"):
+            await rig.node(misbehave("hang")).start()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 async def test_a_node_shows_what_it_does(rig: Rig) -> None:
     await rig.serve(misbehave("hang"), bridges=2)
     await until(lambda: rig.nodes[0].services[0].pool.ready == 2)
