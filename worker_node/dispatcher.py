@@ -144,8 +144,9 @@ class Dispatcher:
 
     @property
     def held(self) -> int:
-        """How many deliveries this node holds unacknowledged."""
-        running = ((work.delivery, *work.joined) for work in (*self.pool.tickets(), *self._gate.fetching))
+        """How many deliveries of its request queue this node holds unacknowledged. Those of session queues are beside."""
+        works = (work for work in (*self.pool.tickets(), *self._gate.fetching) if work.claim is None)
+        running = ((work.delivery, *work.joined) for work in works)
         return sum(not delivery.stale for deliveries in running for delivery in deliveries) + self.settlement.held
 
     # The life of the service.

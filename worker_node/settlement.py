@@ -156,8 +156,9 @@ class Settlement:
 
     @property
     def held(self) -> int:
-        """How many deliveries, with what joined them, that makes."""
-        return sum(not each.stale for case in self._pending for each in (case.delivery, *case.joined))
+        """How many deliveries of the request queue, with what joined them, that makes."""
+        plain = (case for case in self._pending if case.delayed)
+        return sum(not each.stale for case in plain for each in (case.delivery, *case.joined))
 
     def check_stall(self) -> bool:
         """Whether the broker has taken nothing for `stall_timeout` seconds, though there is something to be taken.

@@ -134,6 +134,23 @@ async def test_a_consumer_that_the_broker_has_forgotten_is_made_anew(
     assert await rig.call("echo", {"a": 3}) == {"a": 3}
 
 
+async def test_a_consumer_that_the_broker_has_forgotten_is_made_anew_though_sessions_are_busy(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What their queues gave to this node says nothing of what its other consumer may be given."""
+    service = await rig.serve(with_sdk("counts"), sessions={"enabled": True}, run_timeout=60.0, of_node=SOON)
+    sessions = [rig.producer.session(f"s{number}", service="work") for number in range(4)]
+    at_work = [await session.submit("count", {"seconds": 60}, timeout=PATIENCE) for session in sessions]
+    await until(lambda: len(list(service.pool.tickets())) == len(sessions))
+    forget_consumers(rig.broker)
+    plain = await rig.producer.submit("work", "plain", timeout=PATIENCE)
+    said = f"n1 requests: connection lost: 1 request waits in {QUEUE}, where this consumer is given none"
+    await until(lambda: said in caplog.messages)
+    for handle in at_work:
+        await handle.cancel()
+    assert await plain
+
+
 async def quiet_over_many_looks(rig: Rig, caplog: pytest.LogCaptureFixture, looked: Callable[[], object]) -> None:
     """Nothing is rebuilt, while the lookout looks twenty times."""
     await until(lambda: looked())
