@@ -144,7 +144,7 @@ class Dispatcher:
 
     @property
     def held(self) -> int:
-        """How many deliveries of its request queue this node holds unacknowledged. Those of session queues are beside."""
+        """How many deliveries of its request queue this node holds unacknowledged; those of session queues apart."""
         works = (work for work in (*self.pool.tickets(), *self._gate.fetching) if work.claim is None)
         running = ((work.delivery, *work.joined) for work in works)
         return sum(not delivery.stale for deliveries in running for delivery in deliveries) + self.settlement.held
@@ -172,6 +172,7 @@ class Dispatcher:
     def abort(self) -> None:
         """Kill every bridge, and hand back what ran on it."""
         self._gate.abort()
+        self.settlement.abort()
         self._perform(self.pool.abort(self._loop.time()))
 
     def give_up(self) -> None:

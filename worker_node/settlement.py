@@ -186,6 +186,11 @@ class Settlement:
         """The channel is gone: what is pending can no longer be acknowledged, and will come again."""
         self._idle.set()
 
+    def abort(self) -> None:
+        """Wait for the store no longer: whose result is on its way there will come again."""
+        for task in self._tasks:
+            task.cancel()
+
     def succeed(self, case: Case, payload: bytes | bytearray) -> None:
         """The bridge answered; its bytes go back as they are."""
         self.counts.succeeded += 1

@@ -287,6 +287,31 @@ async def test_a_stop_hands_back_what_is_on_its_way_from_the_store(
         assert (await handle).result["length"] == 20_000
 
 
+async def test_a_stop_does_not_wait_for_what_is_on_its_way_to_the_store(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+    put = DirectoryStore.put
+
+    def slow(self: DirectoryStore, reference: str, content: bytes) -> None:
+        writing.set()
+        go_on.wait(PATIENCE)
+        put(self, reference, content)
+
+    monkeypatch.setattr(DirectoryStore, "put", slow)
+    node = await place.serve()
+    async with place.producer() as producer:
+        handle = await producer.submit("work", "give", {"size": 20_000})
+        await until(writing.is_set)
+        before = asyncio.all_tasks()
+        await node.stop()
+        assert asyncio.all_tasks() - before == set()
+        assert not node.services[0].settlement._tasks
+        go_on.set()
+        await place.serve()
+        assert (await handle).result == TEXT
+
+
 # The directory.
 
 
