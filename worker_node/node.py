@@ -252,13 +252,20 @@ class Node:
         served = {dispatcher.name: dispatcher for dispatcher in self.services}
         for name, dispatcher in served.items():
             dispatcher.reload(wanted.get(name, dispatcher.settings))
-        if wanted.keys() != served.keys() or any(
-            getattr(settings, name) != getattr(self.settings, name)
-            for name in NodeSettings.model_fields
-            if name != "services"
+        with_sessions = {dispatcher.name for dispatcher, _ in self._partitions}
+        if (
+            wanted.keys() != served.keys()
+            or with_sessions != {name for name, service in wanted.items() if service.sessions.enabled}
+            or any(
+                getattr(settings, name) != getattr(self.settings, name)
+                for name in NodeSettings.model_fields
+                if name != "services"
+            )
         ):
             logger.warning(
-                "%s: new and removed services, and settings of the node itself, need a new process", self.name
+                "%s: new and removed services, whether one has sessions, and settings of the node itself, "
+                "need a new process",
+                self.name,
             )
         logger.info("%s: replacing the bridges of %s", self.name, ", ".join(served))
 

@@ -19,7 +19,7 @@ from rig import PATIENCE, Rig, descriptors, echo, misbehave, until
 
 from bridge_protocol.errors import BridgeCrashed
 from worker_node.dispatcher import Dispatcher
-from worker_node.settings import NodeSettings, ServiceSettings
+from worker_node.settings import NodeSettings, ServiceSettings, SessionSettings
 
 SOAK = os.environ.get("QUAYBRIDGE_SOAK") == "1"
 MEGABYTE = 2**20
@@ -205,6 +205,15 @@ async def test_new_settings_whose_bridge_does_not_start_leave_the_old_ones_at_wo
     assert rig.nodes[0].serving
     rig.nodes[0].reload(with_changes(rig, command=misbehave("none")))
     await until(lambda: service.pool.ready == 2 and not pids(service) & old)
+
+
+async def test_what_new_settings_do_not_change_is_told(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    await rig.serve(misbehave("none"))
+    told = "whether one has sessions, and settings of the node itself, need a new process"
+    rig.nodes[0].reload(with_changes(rig, run_timeout=5.0))
+    assert told not in caplog.text
+    rig.nodes[0].reload(with_changes(rig, sessions=SessionSettings(enabled=True)))
+    assert told in caplog.text
 
 
 async def test_a_replacement_is_told_the_number_of_the_seat_it_takes(rig: Rig) -> None:
