@@ -39,8 +39,13 @@ async def nodes(names: Sequence[str], url: str | None, broker: Broker) -> AsyncI
             yield {name: await _local_node(stack, name, broker) for name in names}
         else:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="quaybridge-notebook-")))
-            started = await asyncio.gather(*(_process(stack, name, url, directory) for name in names))
-            yield dict(zip(names, started, strict=True))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    started = [group.create_task(_process(stack, name, url, directory)) for name in names]
+            except* NodeNotStarted as several:
+                # One is enough for a person: the others are ended with it.
+                raise several.exceptions[0] from None
+            yield {name: task.result() for name, task in zip(names, started, strict=True)}
 
 
 async def _local_node(stack: AsyncExitStack, name: str, broker: Broker) -> Callable[[], Awaitable[None]]:

@@ -125,7 +125,9 @@ async def test_a_producer_is_killed_at(point: Point, site: Site) -> None:
     print(f"seed {SEED}")
     source = random.Random(f"{point} {SEED}")
     for batch in range(0, KILLS, AT_ONCE):
-        await asyncio.gather(*(one_producer(point, site, source) for _ in range(min(AT_ONCE, KILLS - batch))))
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(AT_ONCE, KILLS - batch)):
+                group.create_task(one_producer(point, site, source))
 
 
 async def one_producer(point: Point, site: Site, source: random.Random) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -12,6 +15,8 @@ from rig import PATIENCE, Rig
 from bridge_protocol.errors import ApplicationError
 from broker.memory import MemoryBroker
 from examples.notebook import __main__ as notebook
+from examples.notebook import nodes
+from examples.notebook.nodes import NodeNotStarted
 from worker_node import partitions
 
 COMMAND = (sys.executable, "-m", "examples.notebook.bridge")
@@ -68,3 +73,19 @@ async def test_a_variable_that_is_lost_without_a_word_is_found(monkeypatch: pyte
     monkeypatch.setattr("examples.notebook.nodes.COMMAND", (sys.executable, "-c", forgets))
     notebooks, killed = await notebook.show(MemoryBroker(), None, 6, Console(quiet=True))
     assert not notebook.verified(notebooks, killed)
+
+
+async def test_one_node_that_does_not_start_leaves_none_of_the_others(
+    nothing_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = nodes._process
+
+    async def begun(stack: AsyncExitStack, name: str, *rest: Any) -> Callable[[], Awaitable[None]]:
+        if name == "a":
+            raise NodeNotStarted("a: it does not")
+        return await begin(stack, name, *rest)
+
+    monkeypatch.setattr(nodes, "_process", begun)
+    with pytest.raises(NodeNotStarted, match="a: it does not"):
+        async with nodes.nodes(("a", "b", "c"), "amqp://127.0.0.1:1/", MemoryBroker()):
+            raise AssertionError("it serves")
