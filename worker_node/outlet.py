@@ -21,7 +21,7 @@ from broker.confirm import Confirm
 from broker.contract import BrokerError, Message
 from broker.link import Link
 from worker_node.core.admission import reply_address
-from worker_node.core.outflow import Outflow
+from worker_node.core.outflow import MOST_BYTES_TOGETHER, Outflow
 
 PROGRESS_EVERY = 0.1  # seconds
 
@@ -83,6 +83,8 @@ class Outlet:
         if not self.chunks or self._shut:
             self.dropped = self.dropped or self.chunks
             return
+        if len(payload) >= MOST_BYTES_TOGETHER:
+            self._flush()  # alone it fits a message
         self.outflow.take(payload)
         if not self.outflow.has_credit and self._stall_timer is None:
             self._hold()

@@ -29,6 +29,12 @@ def count(to: int, size: int = 0, pause: float = 0.0) -> Generator[str, None, in
 
 
 @bridge.command
+def sizes(of: list[int]) -> Iterator[str]:
+    for size in of:
+        yield "x" * size
+
+
+@bridge.command
 def endless(note: str | None = None) -> Iterator[int]:
     """Counts until it is told to stop, and then says so in the file `note`."""
     number = 0

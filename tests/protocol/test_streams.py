@@ -29,6 +29,7 @@ from bridge_protocol.errors import (
 )
 from bridge_protocol.messages import Request, encode_request
 from broker.contract import ChannelClosed, Message
+from broker.limits import MAX_BODY
 from producer import chunks as chunks_of_a_stream
 from producer.async_producer import AsyncProducer
 from producer.producer import Producer
@@ -115,6 +116,14 @@ async def test_the_first_chunk_is_not_kept_waiting_and_those_after_it_only_that_
     # They are made 0.3 s apart: the first goes alone, the next three or four together a second later.
     assert came[1] - came[0] > 0.5
     assert came[2] - came[1] < 0.3
+
+
+async def test_a_chunk_that_fills_a_message_does_not_travel_with_those_before_it(rig: Rig) -> None:
+    await serve(rig, stream={"delay": 1})
+    sizes = [1, *[2000] * 20, MAX_BODY - 100, 1]
+    came: list[str] = []
+    await read(stream(rig, "sizes", {"of": sizes}), came)
+    assert [len(chunk) for chunk in came] == sizes
 
 
 async def test_a_failure_in_mid_stream_comes_after_the_chunks_so_far(rig: Rig) -> None:
