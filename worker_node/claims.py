@@ -8,7 +8,9 @@ import logging
 from bridge_protocol import codec
 from bridge_protocol.claim_check import with_claim
 from broker.store import Store, as_os_error, check_in
+from broker.thread import in_thread
 
+MOST_AT_ONCE = 16  # payloads of a service on their way from the store, and as many on their way there
 # Between two sweeps, a tenth of the age that is swept, within these.
 SHORTEST_PAUSE = 60.0  # seconds
 LONGEST_PAUSE = 3600.0  # seconds
@@ -27,7 +29,7 @@ async def sweep(store: Store, age: float) -> None:
     while True:
         try:
             with as_os_error():
-                deleted = await asyncio.to_thread(store.sweep, age)
+                deleted = await in_thread(store.sweep, age)
         except OSError as error:
             logger.warning("%r cannot be swept: %s", store, error.strerror or error)
         else:

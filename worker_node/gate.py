@@ -16,6 +16,8 @@ from bridge_protocol.claim_check import ClaimCheck, restored
 from bridge_protocol.errors import BadRequest, Code
 from broker.contract import Delivery
 from broker.store import Store, check_out
+from broker.thread import in_thread
+from worker_node.claims import MOST_AT_ONCE
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of
 from worker_node.core.answered import Answered
 from worker_node.core.fate import Fault
@@ -58,6 +60,7 @@ class Gate:
         self._answered = Answered()
         self._known: dict[Identity, Work] = {}  # what is in the pool, by what tells it from all others
         self._fetching: dict[asyncio.Task[None], Work] = {}  # whose arguments are on their way from the store
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._left = asyncio.Event()
         self.reload(settings)
 
@@ -133,7 +136,8 @@ class Gate:
         """Put the arguments of a request back in their place, from the store, and let it in."""
         fault: Fault | None = None
         try:
-            content = await asyncio.to_thread(check_out, self._store, claim, limit=self._settings.frame_limit)
+            async with self._turns:
+                content = await in_thread(check_out, self._store, claim, limit=self._settings.frame_limit)
         except BadRequest as error:
             fault = Fault(code=Code.BAD_REQUEST, message=error.message)
         except OSError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -310,6 +312,43 @@ async def test_a_stop_does_not_wait_for_what_is_on_its_way_to_the_store(
         go_on.set()
         await place.serve()
         assert (await handle).result == TEXT
+
+
+HANGING = """
+import asyncio, sys, threading
+from broker.memory import MemoryBroker
+from broker.store import DirectoryStore
+from producer.async_producer import AsyncProducer
+from worker_node.node import Node
+from worker_node.settings import NodeSettings
+
+class Hanging(DirectoryStore):
+    def put(self, reference, content):
+        writing.set()
+        threading.Event().wait()
+
+async def main():
+    broker, store = MemoryBroker(), Hanging(sys.argv[1])
+    service = {"name": "work", "command": sys.argv[2:], "bridges": 1}
+    settings = {"drain_timeout": 0.2, "claim_threshold": 10_000, "services": [service]}
+    node = Node(NodeSettings.model_validate(settings), broker, store=store)
+    await node.start()
+    async with AsyncProducer(broker, store=store, claim_threshold=10_000) as producer:
+        handle = await producer.submit("work", "give", {"size": 20_000})
+        while not writing.is_set():
+            await asyncio.sleep(0.01)
+        await node.drain()
+        handle.future.cancel()
+
+writing = threading.Event()
+asyncio.run(main())
+"""
+
+
+def test_a_process_whose_store_hangs_ends_all_the_same(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HANGING, str(tmp_path), *with_sdk("large")]
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr.decode()
 
 
 # The directory.
