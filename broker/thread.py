@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +20,10 @@ T = TypeVar("T")
 
 
 async def in_thread(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """What `call` returns or raises. Cancelled, it is not waited for any more, and goes on."""
+    """What `call` returns or raises; OSError if no thread can be started now.
+
+    Cancelled, it is not waited for any more, and goes on.
+    """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
@@ -35,5 +39,8 @@ async def in_thread(call: Callable[P, T], *arguments: P.args, **options: P.kwarg
         with contextlib.suppress(RuntimeError):  # the loop is closed
             loop.call_soon_threadsafe(told)
 
-    threading.Thread(target=run, name="aside", daemon=True).start()
+    try:
+        threading.Thread(target=run, name="aside", daemon=True).start()
+    except RuntimeError as error:  # as many as this user, or container, may have
+        raise OSError(errno.EAGAIN, str(error)) from error
     return await answer

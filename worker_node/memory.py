@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Iterable, Mapping
 
+from broker.thread import in_thread
 from worker_node.process_status import parent, proportional, resident
 
 
@@ -34,7 +35,10 @@ class MemoryWatch:
         while True:
             await asyncio.sleep(self._interval)
             looked_at = dict(self._look_at())
-            sizes = await asyncio.to_thread(tree_memory, looked_at.values())
+            try:
+                sizes = await in_thread(tree_memory, looked_at.values())
+            except OSError:
+                continue  # neither a thread nor a descriptor is to be had just now
             # A key may stand for another process by now.
             for key, pid in self._look_at().items():
                 if looked_at.get(key) == pid and pid in sizes:
