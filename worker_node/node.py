@@ -146,6 +146,15 @@ class Node:
         What an earlier run left on this host is killed before that. Raises BridgeStartError if no bridge of an
         eager service starts, or this process ignores SIGCHLD, and what `Link.start` does. Nothing is left running then.
         """
+        await self._begin()
+        try:
+            await self._consumes()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _begin(self) -> None:
+        """The start, until it begins to take requests."""
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             # The kernel would not keep what it knows of a bridge's end, nor its number, until that is asked for.
             raise BridgeStartError(
@@ -189,7 +198,6 @@ class Node:
                     on_cancelled=self._on_cancelled,
                 )
                 self._partitions.append((dispatcher, partitions))
-        self._taking = True
         try:
             try:
                 await self._reaper.start()
@@ -201,12 +209,6 @@ class Node:
                 group.create_task(self._consuming.start(self.settings.connect_timeout))
                 group.create_task(self._publishing.start(self.settings.connect_timeout))
                 group.create_task(self._wait_ready())
-            self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
-            self._adjust()
-            # A queue whose majority is gone answers nobody, and is no reason not to serve the others.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.settings.connect_timeout):
-                    await self._adjusted()
         except BaseExceptionGroup as several:
             await self.stop()
             # One cause is enough for a person: the others follow from it, or will be met next.
@@ -214,10 +216,19 @@ class Node:
         except BaseException:
             await self.stop()
             raise
+        self._taking = True
+        self._looking = asyncio.get_running_loop().create_task(self._look(), name=f"{self.name} intake")
+        self._adjust()
         self._requesters.start()
         self._lookout.start()
         if self._store is not None:
             self._sweeping = asyncio.get_running_loop().create_task(sweep(self._store, self.settings.claim_age))
+
+    async def _consumes(self) -> None:
+        """The rest of it: until every queue is consumed. One whose majority is gone answers nobody, and is let be."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.connect_timeout):
+                await self._adjusted()
         logger.info("%s: serving %s", self.name, ", ".join(repr(dispatcher) for dispatcher, _ in self._services))
 
     def request_stop(self) -> None:
@@ -235,7 +246,8 @@ class Node:
     async def run(self) -> None:
         """Start, serve until `request_stop`, and drain. Raises what `start` does. Cancelled, it stops at once."""
         try:
-            if await _unless(self._stopping, self.start()):
+            if await _unless(self._stopping, self._begin()):
+                await _unless(self._stopping, self._consumes())
                 await self._stopping.wait()
                 if not await _unless(self._hurrying, self.drain()):
                     logger.info("%s: stopping at once", self.name)

@@ -76,6 +76,23 @@ async def test_a_start_waits_for_a_queue_that_answers_nobody_as_long_as_for_the_
     assert (await other.call("count", timeout=PATIENCE)).result["count"] == 1
 
 
+async def test_who_is_to_stop_while_a_queue_answers_nobody_finishes_what_runs(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_node.node.UNSUBSCRIBE_TIMEOUT", 0.2)
+    asked = silence(monkeypatch, session_queue("work", 0))
+    node = rig.node(with_sdk("counts"), sessions={"enabled": True})
+    await rig.producer.start()
+    running = asyncio.create_task(node.run())
+    await until(lambda: node.serving)
+    handle = await rig.producer.submit("work", "plain", {"seconds": 2}, timeout=PATIENCE)
+    await until(lambda: asked.is_set() and busy(node.services[0]))
+    node.request_stop()
+    await asyncio.wait_for(running, PATIENCE)
+    assert handle.done()
+    assert node.counts["work"].handed_back == 0
+
+
 @pytest.mark.parametrize("silent", [request_queue("first"), session_queue("first", partition_of("one of it"))])
 async def test_a_queue_that_answers_nobody_does_not_keep_a_node_from_connecting_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, silent: str
