@@ -75,6 +75,8 @@ class _Partition:
 class Partitions:
     """The consumers of a service's session queues: each for itself, as one whose majority is gone answers nobody.
 
+    (AMQP answers what is asked on one channel in turn, so there those that were asked before it are none the worse.)
+
     `on_owned` is told when this node owns one that it did not own, `on_consuming` which it has begun to consume.
     """
 
