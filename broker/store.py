@@ -19,6 +19,10 @@ from typing import Protocol
 from bridge_protocol.claim_check import ClaimCheck, claim_check, reference_problem
 from bridge_protocol.errors import BadRequest
 
+MOST_AT_ONCE = (
+    16  # payloads on their way from a store at once, for one service or producer, and as many on their way there
+)
+
 
 class Store(Protocol):
     """Keeps bytes by references, 32 hexadecimal digits each. Every method may raise OSError;

@@ -8,7 +8,8 @@ import logging
 from bridge_protocol.claim_check import ClaimCheck
 from bridge_protocol.errors import Refused
 from broker.contract import Delivery
-from broker.store import Store, as_os_error, check_in
+from broker.store import MOST_AT_ONCE, Store, as_os_error, check_in
+from broker.thread import in_thread
 from producer.reply import claim_restored
 from producer.request import PreparedRequest
 
@@ -26,15 +27,20 @@ class Claims:
     def __init__(self, store: Store | None, threshold: int) -> None:
         self.threshold = threshold if store is not None else None
         self.store = store
+        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
         self._deleting: set[asyncio.Task[None]] = set()
 
-    async def check_in(self, request: PreparedRequest) -> PreparedRequest:
-        """The request, with its cargo in the store. Raises Refused."""
+    async def check_in(self, request: PreparedRequest, timeout: float) -> PreparedRequest:
+        """The request, with its cargo in the store. Raises Refused, after `timeout` seconds at most."""
         if request.cargo is None:
             return request
         assert self.store is not None
         try:
-            claim = await asyncio.to_thread(check_in, self.store, request.cargo)
+            async with asyncio.timeout(timeout), self._turns:
+                claim = await in_thread(check_in, self.store, request.cargo)
+        except TimeoutError:
+            text = f"not sent: {self.store!r} did not take its arguments within {timeout:g} s"
+            raise Refused(text, message_id=request.message_id) from None
         except OSError as error:
             text = f"not sent: {self.store!r} takes nothing: {error.strerror or error}"
             raise Refused(text, message_id=request.message_id) from error
@@ -59,6 +65,6 @@ class Claims:
     async def _delete(self, store: Store, claim: ClaimCheck) -> None:
         try:
             with as_os_error():
-                await asyncio.to_thread(store.delete, claim.reference)
+                await in_thread(store.delete, claim.reference)
         except OSError as error:
             logger.info("claim %s is left to be swept: %s", claim.reference, error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +23,7 @@ from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
 from broker.store import Store, check_out
+from broker.thread import in_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def claim_of(delivery: Delivery) -> ClaimCheck | None:
 async def claim_restored(store: Store | None, delivery: Delivery, claim: ClaimCheck) -> Delivery:
     """The delivery with its result, from the store. Raises BadRequest, which names the claim."""
     try:
-        content = await asyncio.to_thread(check_out, store, claim, limit=LIMIT_CEILING)
+        content = await in_thread(check_out, store, claim, limit=LIMIT_CEILING)
     except OSError as error:
         raise BadRequest(f"claim {claim.reference} cannot be fetched: {error.strerror or error}") from error
     return replace(delivery, body=restored(delivery.body, "result", content))

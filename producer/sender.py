@@ -178,15 +178,15 @@ class Sender:
         self, request: PreparedRequest, timeout: float, on_progress: Callable[[Progress], None] | None = None
     ) -> Handle:
         """Send a request when there is room to publish it; its handle. Raises as `submit` does."""
-        request = await self._made_ready(request, timeout)
-        return self._submit(request, await self._enter(request, timeout), on_progress)
+        request, left = await self._made_ready(request, timeout)
+        return self._submit(request, await self._enter(request, left), on_progress)
 
     async def publish(self, request: PreparedRequest, timeout: float) -> None:
         """Send a request whose reply nobody awaits; returns once it is confirmed. Raises as AsyncProducer.publish."""
         loop = asyncio.get_running_loop()
         end = loop.time() + timeout
         if not self._is_ready(request):
-            request = await self._made_ready(request, timeout)
+            request, _ = await self._made_ready(request, timeout)
         for republished in range(self._max_republishes + 1):
             try:
                 left = end - loop.time()
@@ -210,8 +210,8 @@ class Sender:
 
     async def begin(self, request: PreparedRequest, timeout: float, listener: Listener) -> asyncio.Future[Reply]:
         """Send a request when there is room to publish it; the future of its reply. Raises as `submit` does."""
-        request = await self._made_ready(request, timeout)
-        call = self._send(request, await self._enter(request, timeout))
+        request, left = await self._made_ready(request, timeout)
+        call = self._send(request, await self._enter(request, left))
         call.listener = listener
         return call.future
 
@@ -263,11 +263,14 @@ class Sender:
     def _is_ready(self, request: PreparedRequest) -> bool:
         return request.cargo is None and (request.due is None or request.service in self._served)
 
-    async def _made_ready(self, request: PreparedRequest, timeout: float) -> PreparedRequest:
-        """The request, with its cargo in the store; its service is there if it is to wait for its time."""
+    async def _made_ready(self, request: PreparedRequest, timeout: float) -> tuple[PreparedRequest, float]:
+        """The request, with its cargo in the store, its service there if it is to wait; what is left of `timeout`."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + timeout
         if request.due is not None and request.service not in self._served:
             await self._look_for(request, timeout)
-        return await self._claims.check_in(request)
+        request = await self._claims.check_in(request, end - loop.time())
+        return request, max(end - loop.time(), 0.001)
 
     async def _look_for(self, request: PreparedRequest, timeout: float) -> None:
         """Raise UnknownService if it has no queue. A delay queue would take the request, and keep it for ever then.

@@ -10,7 +10,6 @@ from bridge_protocol.claim_check import with_claim
 from broker.store import Store, as_os_error, check_in
 from broker.thread import in_thread
 
-MOST_AT_ONCE = 16  # payloads of a service on their way from the store, and as many on their way there
 # Between two sweeps, a tenth of the age that is swept, within these.
 SHORTEST_PAUSE = 60.0  # seconds
 LONGEST_PAUSE = 3600.0  # seconds

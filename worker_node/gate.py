@@ -15,9 +15,8 @@ from collections.abc import Callable, Collection
 from bridge_protocol.claim_check import ClaimCheck, restored
 from bridge_protocol.errors import BadRequest, Code
 from broker.contract import Delivery
-from broker.store import Store, check_out
+from broker.store import MOST_AT_ONCE, Store, check_out
 from broker.thread import in_thread
-from worker_node.claims import MOST_AT_ONCE
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of
 from worker_node.core.answered import Answered
 from worker_node.core.fate import Fault

@@ -32,9 +32,9 @@ from bridge_protocol.errors import Code, CodedError
 from broker.confirm import Confirm
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
-from broker.store import Store
+from broker.store import MOST_AT_ONCE, Store
 from broker.thread import in_thread
-from worker_node.claims import MOST_AT_ONCE, result_checked_in
+from worker_node.claims import result_checked_in
 from worker_node.core.admission import reply_address
 from worker_node.core.fate import Ended, Fault, HandBack, Retry, RetryPolicy, decide
 from worker_node.stderr import printable

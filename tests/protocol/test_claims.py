@@ -314,8 +314,26 @@ async def test_a_stop_does_not_wait_for_what_is_on_its_way_to_the_store(
         assert (await handle).result == TEXT
 
 
+@pytest.mark.parametrize("way", ["call", "publish"])
+async def test_a_store_that_takes_nothing_holds_nobody_up_for_longer_than_their_timeout(
+    place: Place, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(DirectoryStore, "put", lambda *_: go_on.wait(PATIENCE))
+    await place.serve()
+    async with place.producer() as producer:
+        began = time.monotonic()
+        with pytest.raises(Refused, match=r"not sent: .* did not take its arguments within 0\.[23]") as raised:
+            await getattr(producer, way)("work", "measure", {"text": TEXT}, timeout=0.3)
+        assert time.monotonic() - began < PATIENCE / 2
+        assert raised.value.message_id
+        assert (await producer.call("work", "measure", {"text": "short"})).result["length"] == 5
+        go_on.set()
+
+
 HANGING = """
 import asyncio, sys, threading
+from bridge_protocol.errors import Refused
 from broker.memory import MemoryBroker
 from broker.store import DirectoryStore
 from producer.async_producer import AsyncProducer
@@ -339,6 +357,10 @@ async def main():
             await asyncio.sleep(0.01)
         await node.drain()
         handle.future.cancel()
+        try:
+            await producer.call("work", "give", {"text": "x" * 20_000}, timeout=0.2)
+        except Refused:
+            print("refused")
 
 writing = threading.Event()
 asyncio.run(main())
@@ -348,7 +370,7 @@ asyncio.run(main())
 def test_a_process_whose_store_hangs_ends_all_the_same(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HANGING, str(tmp_path), *with_sdk("large")]
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr.decode()
+    assert (done.returncode, done.stdout) == (0, b"refused\n"), done.stderr.decode()
 
 
 # The directory.
