@@ -24,16 +24,34 @@ async def in_thread(call: Callable[P, T], *arguments: P.args, **options: P.kwarg
 
     Cancelled, it is not waited for any more, and goes on.
     """
+    return await _begun(partial(call, *arguments, **options), lambda: None)
+
+
+class Threads:
+    """Calls of one kind, at most so many at once: one that hangs keeps its place, also when nobody waits for it."""
+
+    def __init__(self, most: int) -> None:
+        self._places = asyncio.Semaphore(most)
+
+    async def run(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        """As `in_thread`, once there is a place."""
+        await self._places.acquire()
+        return await _begun(partial(call, *arguments, **options), self._places.release)
+
+
+def _begun(call: Callable[[], T], on_end: Callable[[], None]) -> asyncio.Future[T]:
+    """The future of what `call` returns or raises; `on_end` is called when it has, if the loop still runs then."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
     def end(tell: Callable[[Any], None], outcome: object) -> None:
+        on_end()
         if not answer.done():  # else nobody waits any more
             tell(outcome)
 
     def run() -> None:
         try:
-            told = partial(end, answer.set_result, call(*arguments, **options))
+            told = partial(end, answer.set_result, call())
         except Exception as error:  # noqa: BLE001  (as asyncio does it: it is raised where the call is awaited)
             told = partial(end, answer.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -42,5 +60,6 @@ async def in_thread(call: Callable[P, T], *arguments: P.args, **options: P.kwarg
     try:
         threading.Thread(target=run, name="aside", daemon=True).start()
     except RuntimeError as error:  # as many as this user, or container, may have
-        raise OSError(errno.EAGAIN, str(error)) from error
-    return await answer
+        on_end()
+        answer.set_exception(OSError(errno.EAGAIN, str(error)))
+    return answer

@@ -9,7 +9,7 @@ from bridge_protocol.claim_check import ClaimCheck
 from bridge_protocol.errors import Refused
 from broker.contract import Delivery
 from broker.store import MOST_AT_ONCE, Store, as_os_error, check_in
-from broker.thread import in_thread
+from broker.thread import Threads
 from producer.reply import claim_restored
 from producer.request import PreparedRequest
 
@@ -27,7 +27,8 @@ class Claims:
     def __init__(self, store: Store | None, threshold: int) -> None:
         self.threshold = threshold if store is not None else None
         self.store = store
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._putting = Threads(MOST_AT_ONCE)
+        self._getting = Threads(MOST_AT_ONCE)
         self._deleting: set[asyncio.Task[None]] = set()
 
     async def check_in(self, request: PreparedRequest, timeout: float) -> PreparedRequest:
@@ -36,8 +37,8 @@ class Claims:
             return request
         assert self.store is not None
         try:
-            async with asyncio.timeout(timeout), self._turns:
-                claim = await in_thread(check_in, self.store, request.cargo)
+            async with asyncio.timeout(timeout):
+                claim = await self._putting.run(check_in, self.store, request.cargo)
         except TimeoutError:
             text = f"not sent: {self.store!r} did not take its arguments within {timeout:g} s"
             raise Refused(text, message_id=request.message_id) from None
@@ -48,7 +49,7 @@ class Claims:
 
     async def restore(self, delivery: Delivery, claim: ClaimCheck) -> Delivery:
         """The delivery with its result, from the store. Raises BadRequest, which names the claim."""
-        return await claim_restored(self.store, delivery, claim)
+        return await self._getting.run(claim_restored, self.store, delivery, claim)
 
     def let_go(self, claim: ClaimCheck) -> None:
         """What it stands for is of no use any more."""
@@ -65,6 +66,6 @@ class Claims:
     async def _delete(self, store: Store, claim: ClaimCheck) -> None:
         try:
             with as_os_error():
-                await in_thread(store.delete, claim.reference)
+                await self._putting.run(store.delete, claim.reference)
         except OSError as error:
             logger.info("claim %s is left to be swept: %s", claim.reference, error)

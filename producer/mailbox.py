@@ -19,6 +19,7 @@ from bridge_protocol.errors import BadRequest, BrokerUnavailable, FrameError, Re
 from bridge_protocol.topology import Queue
 from broker.contract import Delivery
 from broker.store import Store
+from broker.thread import in_thread
 from producer.reply import Reply, claim_of, claim_restored, read_reply
 
 REMEMBERED = 16 * 1024  # calls that have ended, by whose ids a second reply to them is known
@@ -85,7 +86,7 @@ class Mailbox:
             try:
                 whole = delivery
                 if (claim := claim_of(delivery)) is not None:
-                    whole = await claim_restored(store, delivery, claim)
+                    whole = await in_thread(claim_restored, store, delivery, claim)
                 reply = read_reply(whole, message_id)
             except BadRequest as error:
                 error.message_id = message_id

@@ -23,7 +23,6 @@ from bridge_protocol.frames import LIMIT_CEILING
 from bridge_protocol.messages import Failure, Result, decode_message
 from broker.contract import Delivery
 from broker.store import Store, check_out
-from broker.thread import in_thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +94,10 @@ def claim_of(delivery: Delivery) -> ClaimCheck | None:
     return read_claim(codec.decode(delivery.body), "result")
 
 
-async def claim_restored(store: Store | None, delivery: Delivery, claim: ClaimCheck) -> Delivery:
+def claim_restored(store: Store | None, delivery: Delivery, claim: ClaimCheck) -> Delivery:
     """The delivery with its result, from the store. Raises BadRequest, which names the claim."""
     try:
-        content = await in_thread(check_out, store, claim, limit=LIMIT_CEILING)
+        content = check_out(store, claim, limit=LIMIT_CEILING)
     except OSError as error:
         raise BadRequest(f"claim {claim.reference} cannot be fetched: {error.strerror or error}") from error
     return replace(delivery, body=restored(delivery.body, "result", content))

@@ -16,7 +16,7 @@ from bridge_protocol.claim_check import ClaimCheck, restored
 from bridge_protocol.errors import BadRequest, Code
 from broker.contract import Delivery
 from broker.store import MOST_AT_ONCE, Store, check_out
-from broker.thread import in_thread
+from broker.thread import Threads
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of
 from worker_node.core.answered import Answered
 from worker_node.core.fate import Fault
@@ -27,6 +27,8 @@ from worker_node.outcomes import Outcomes
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.work import LIGHT, Work, work_for
+
+FETCH_TIMEOUT = 60.0  # seconds for a store to give what it has
 
 logger = logging.getLogger("quaybridge.node")
 
@@ -59,7 +61,7 @@ class Gate:
         self._answered = Answered()
         self._known: dict[Identity, Work] = {}  # what is in the pool, by what tells it from all others
         self._fetching: dict[asyncio.Task[None], Work] = {}  # whose arguments are on their way from the store
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._threads = Threads(MOST_AT_ONCE)
         self._left = asyncio.Event()
         self.reload(settings)
 
@@ -135,12 +137,13 @@ class Gate:
         """Put the arguments of a request back in their place, from the store, and let it in."""
         fault: Fault | None = None
         try:
-            async with self._turns:
-                content = await in_thread(check_out, self._store, claim, limit=self._settings.frame_limit)
+            async with asyncio.timeout(FETCH_TIMEOUT):
+                content = await self._threads.run(check_out, self._store, claim, limit=self._settings.frame_limit)
         except BadRequest as error:
             fault = Fault(code=Code.BAD_REQUEST, message=error.message)
         except OSError as error:
-            text = f"claim {claim.reference} cannot be fetched: {error.strerror or error}"
+            why = f"it did not come within {FETCH_TIMEOUT:g} s" if isinstance(error, TimeoutError) else error.strerror
+            text = f"claim {claim.reference} cannot be fetched: {why or error}"
             logger.warning("%s: %s", self._settings.name, text)
             fault = Fault(code=Code.BAD_REQUEST, message=text, retryable=True)
         else:

@@ -33,7 +33,7 @@ from broker.confirm import Confirm
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
 from broker.store import MOST_AT_ONCE, Store
-from broker.thread import in_thread
+from broker.thread import Threads
 from worker_node.claims import result_checked_in
 from worker_node.core.admission import reply_address
 from worker_node.core.fate import Ended, Fault, HandBack, Retry, RetryPolicy, decide
@@ -142,7 +142,7 @@ class Settlement:
         self._store = store
         self._claim_threshold = claim_threshold
         self._tasks: set[asyncio.Task[None]] = set()  # of results on their way to the store
-        self._turns = asyncio.Semaphore(MOST_AT_ONCE)
+        self._threads = Threads(MOST_AT_ONCE)
         self._loop = asyncio.get_running_loop()
         self._pending: dict[Case, None] = {}  # came to their end, and are not acknowledged yet
         self._answered = self._loop.time()  # when the broker last answered one of their publishes, or none was pending
@@ -248,8 +248,7 @@ class Settlement:
 
     async def _check_in(self, store: Store, case: Case, payload: bytes | bytearray) -> None:
         try:
-            async with self._turns:
-                claimed = await in_thread(result_checked_in, store, payload)
+            claimed = await self._threads.run(result_checked_in, store, payload)
         except OSError as error:
             # It fits a message too.
             logger.warning("%s: a result stays in its message: %r takes nothing: %s", self._service, store, error)

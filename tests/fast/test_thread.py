@@ -10,7 +10,7 @@ import pytest
 from broker.address import parse_addresses
 from broker.amqp import AmqpBroker
 from broker.contract import ConnectionRefused
-from broker.thread import in_thread
+from broker.thread import Threads, in_thread
 from worker_node.memory import MemoryWatch
 
 
@@ -22,6 +22,30 @@ async def test_it_gives_what_the_call_returns_and_raises_what_it_raises() -> Non
     assert await in_thread(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await in_thread(divmod, 7, 0)
+
+
+async def test_a_call_that_hangs_keeps_its_place_though_nobody_waits_for_it() -> None:
+    threads, hang = Threads(2), threading.Event()
+    abandoned = [asyncio.create_task(threads.run(hang.wait)) for _ in range(2)]
+    waiting = asyncio.create_task(threads.run(divmod, 7, 2))
+    await asyncio.sleep(0)
+    for task in abandoned:
+        task.cancel()
+    await asyncio.wait(abandoned)
+    assert not waiting.done()
+    hang.set()
+    assert await waiting == (3, 1)
+    assert await asyncio.gather(*(threads.run(abs, -number) for number in range(5))) == list(range(5))
+
+
+async def test_a_call_without_a_thread_leaves_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(1)
+    with monkeypatch.context() as without:
+        without.setattr(threading.Thread, "start", no_more)
+        for _ in range(2):
+            with pytest.raises(OSError, match="can't start new thread"):
+                await threads.run(abs, -1)
+    assert await threads.run(abs, -1) == 1
 
 
 async def test_without_a_thread_a_broker_cannot_be_reached_just_now(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -314,6 +314,22 @@ async def test_a_stop_does_not_wait_for_what_is_on_its_way_to_the_store(
         assert (await handle).result == TEXT
 
 
+async def test_a_store_that_gives_nothing_costs_a_request_its_try_and_no_more(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker_node.gate.FETCH_TIMEOUT", 0.2)
+    go_on = threading.Event()
+    get = DirectoryStore.get
+    monkeypatch.setattr(DirectoryStore, "get", lambda *_: go_on.wait(PATIENCE))
+    await place.serve(retry={"max_attempts": 1})
+    async with place.producer() as producer:
+        with pytest.raises(BadRequest, match=r"cannot be fetched: it did not come within 0\.2 s"):
+            await producer.call("work", "measure", {"text": TEXT})
+        monkeypatch.setattr(DirectoryStore, "get", get)
+        go_on.set()
+        assert (await producer.call("work", "measure", {"text": TEXT})).result["length"] == 20_000
+
+
 @pytest.mark.parametrize("way", ["call", "publish"])
 async def test_a_store_that_takes_nothing_holds_nobody_up_for_longer_than_their_timeout(
     place: Place, monkeypatch: pytest.MonkeyPatch, way: str
