@@ -19,9 +19,8 @@ from typing import Protocol
 from bridge_protocol.claim_check import ClaimCheck, claim_check, reference_problem
 from bridge_protocol.errors import BadRequest
 
-MOST_AT_ONCE = (
-    16  # payloads on their way from a store at once, for one service or producer, and as many on their way there
-)
+STORE_TIMEOUT = 60.0  # seconds that a node waits for a store to take or give one payload
+MOST_AT_ONCE = 16  # payloads of one service, or producer, on their way from a store; and as many on their way there
 
 
 class Store(Protocol):

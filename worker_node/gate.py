@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from bridge_protocol.claim_check import ClaimCheck, restored
 from bridge_protocol.errors import BadRequest, Code
 from broker.contract import Delivery
-from broker.store import MOST_AT_ONCE, Store, check_out
+from broker.store import MOST_AT_ONCE, STORE_TIMEOUT, Store, check_out
 from broker.thread import Threads
 from worker_node.core.admission import Identity, Refused, admit, attempt_of, identity_of
 from worker_node.core.answered import Answered
@@ -27,8 +27,6 @@ from worker_node.outcomes import Outcomes
 from worker_node.settings import ServiceSettings
 from worker_node.settlement import Case, Settlement
 from worker_node.work import LIGHT, Work, work_for
-
-FETCH_TIMEOUT = 60.0  # seconds for a store to give what it has
 
 logger = logging.getLogger("quaybridge.node")
 
@@ -137,12 +135,12 @@ class Gate:
         """Put the arguments of a request back in their place, from the store, and let it in."""
         fault: Fault | None = None
         try:
-            async with asyncio.timeout(FETCH_TIMEOUT):
+            async with asyncio.timeout(STORE_TIMEOUT):
                 content = await self._threads.run(check_out, self._store, claim, limit=self._settings.frame_limit)
         except BadRequest as error:
             fault = Fault(code=Code.BAD_REQUEST, message=error.message)
         except OSError as error:
-            why = f"it did not come within {FETCH_TIMEOUT:g} s" if isinstance(error, TimeoutError) else error.strerror
+            why = f"it did not come within {STORE_TIMEOUT:g} s" if isinstance(error, TimeoutError) else error.strerror
             text = f"claim {claim.reference} cannot be fetched: {why or error}"
             logger.warning("%s: %s", self._settings.name, text)
             fault = Fault(code=Code.BAD_REQUEST, message=text, retryable=True)

@@ -32,7 +32,7 @@ from bridge_protocol.errors import Code, CodedError
 from broker.confirm import Confirm
 from broker.contract import Delivery, Message, Unroutable
 from broker.link import Link
-from broker.store import MOST_AT_ONCE, Store
+from broker.store import MOST_AT_ONCE, STORE_TIMEOUT, Store
 from broker.thread import Threads
 from worker_node.claims import result_checked_in
 from worker_node.core.admission import reply_address
@@ -248,10 +248,12 @@ class Settlement:
 
     async def _check_in(self, store: Store, case: Case, payload: bytes | bytearray) -> None:
         try:
-            claimed = await self._threads.run(result_checked_in, store, payload)
+            async with asyncio.timeout(STORE_TIMEOUT):
+                claimed = await self._threads.run(result_checked_in, store, payload)
         except OSError as error:
             # It fits a message too.
-            logger.warning("%s: a result stays in its message: %r takes nothing: %s", self._service, store, error)
+            why = f"in {STORE_TIMEOUT:g} s" if isinstance(error, TimeoutError) else error
+            logger.warning("%s: a result stays in its message: %r takes nothing: %s", self._service, store, why)
             claimed = None
         self._settle(case, self._reply(case, payload, None, claimed))
 

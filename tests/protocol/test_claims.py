@@ -317,7 +317,7 @@ async def test_a_stop_does_not_wait_for_what_is_on_its_way_to_the_store(
 async def test_a_store_that_gives_nothing_costs_a_request_its_try_and_no_more(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker_node.gate.FETCH_TIMEOUT", 0.2)
+    monkeypatch.setattr("worker_node.gate.STORE_TIMEOUT", 0.2)
     go_on = threading.Event()
     get = DirectoryStore.get
     monkeypatch.setattr(DirectoryStore, "get", lambda *_: go_on.wait(PATIENCE))
@@ -328,6 +328,19 @@ async def test_a_store_that_gives_nothing_costs_a_request_its_try_and_no_more(
         monkeypatch.setattr(DirectoryStore, "get", get)
         go_on.set()
         assert (await producer.call("work", "measure", {"text": TEXT})).result["length"] == 20_000
+
+
+async def test_a_result_that_the_store_does_not_take_in_time_stays_in_its_message(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("worker_node.settlement.STORE_TIMEOUT", 0.2)
+    go_on = threading.Event()
+    monkeypatch.setattr(DirectoryStore, "put", lambda *_: go_on.wait(PATIENCE))
+    await place.serve()
+    async with place.producer() as producer:
+        assert (await producer.call("work", "give", {"size": 20_000})).result == TEXT
+        go_on.set()
+    assert any(line.endswith("takes nothing: in 0.2 s") for line in caplog.messages)
 
 
 @pytest.mark.parametrize("way", ["call", "publish"])
