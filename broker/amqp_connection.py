@@ -384,8 +384,7 @@ class AmqpConnection(pika.connection.Connection, asyncio.BufferedProtocol):
         return self._loop.call_later(delay, callback)
 
     def _adapter_remove_timeout(self, timeout_id: object) -> None:
-        assert isinstance(timeout_id, asyncio.TimerHandle)
-        timeout_id.cancel()
+        cast("asyncio.TimerHandle", timeout_id).cancel()  # by its methods, as the transport
 
     def _adapter_add_callback_threadsafe(self, callback: Callable[..., Any]) -> None:
         self._loop.call_soon_threadsafe(callback)

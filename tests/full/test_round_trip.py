@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from command_line import running
 from vhost import Vhost
 
@@ -168,6 +169,23 @@ def work(number: int) -> int:
 
 bridge.serve()
 """
+
+
+def test_all_of_it_on_uvloop(rabbitmq_url: str) -> None:
+    """The loop of many a web server. What it cannot do is only told to its handler of exceptions."""
+    troubles: list[dict[str, Any]] = []
+
+    async def use() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+        async with serving(rabbitmq_url), AsyncProducer(rabbitmq_url) as producer:
+            args = list(bodies(50))
+            replies = [reply.result async for reply in producer.map(SERVICE, "echo", args, timeout=PATIENCE)]
+            assert replies == args
+            await producer.publish(SERVICE, "echo", {"text": "x" * 1_000_000})
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(use())
+    assert troubles == []
 
 
 async def test_a_node_is_killed_in_mid_request(rabbitmq_each: Vhost, tmp_path: Path) -> None:
