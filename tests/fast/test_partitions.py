@@ -150,6 +150,7 @@ async def test_after_a_reconnect_queues_are_consumed_when_their_broker_has_dropp
         consumed.detach()
 
 
+@virtual_time
 async def test_a_queue_that_answers_nobody_holds_up_no_other() -> None:
     """Neither their consumers, nor what is told of them, nor what is adjusted later."""
     begun: list[list[int]] = []
@@ -169,6 +170,7 @@ async def test_a_queue_that_answers_nobody_holds_up_no_other() -> None:
     consumed.detach()
 
 
+@virtual_time
 async def test_what_is_held_for_a_while_is_handed_back_when_no_more_is_taken() -> None:
     """It came back so often that it was to wait for seconds; nobody else can have it until it is rejected."""
     queue = session_queue("work", 0)
