@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
 PYTEST := .venv/bin/python -m pytest
-PACKAGES := bridge_protocol bridge_sdk broker producer worker_node quaybridge examples tests benchmarks
+PACKAGES := tests $(dir $(wildcard */__init__.py))
 # "compat" puts a path where setuptools otherwise puts a program, which costs each Python, and so each bridge, 10 ms and 1 MB.
 INSTALL := .venv/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable
 

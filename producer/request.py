@@ -117,10 +117,8 @@ def prepare(
 
     Raises BadRequest and TooLarge. `args` is not looked at again.
     """
-    if problem := service_name_problem(service):
+    if problem := names_problem(service, command):
         raise BadRequest(problem)
-    if command in RESERVED_COMMANDS:
-        raise BadRequest(f"the command {command!r} is the nodes' own")
     if type(args) is not dict and args is not None and not isinstance(args, Mapping):
         raise BadRequest(f"args must be a mapping of names to values, not {type(args).__name__}")
     args = dict(args or {})
@@ -170,6 +168,13 @@ def prepare(
         chunks=chunks,
         progress=progress,
     )
+
+
+def names_problem(service: str, command: str) -> str | None:
+    """Why no request can have this service and this command, or None; a command's form is `command_problem`'s."""
+    if problem := service_name_problem(service):
+        return problem
+    return f"the command {command!r} is the nodes' own" if command in RESERVED_COMMANDS else None
 
 
 def _due(delay: float | None, at: datetime | float | None, now: float) -> float | None:

@@ -168,15 +168,15 @@ def _beside(replies: int) -> Path:
 
 def _check_names(service: str, command: str) -> None:
     """What no request could be made of is said once, and not of each line. Raises BadParameter."""
-    from bridge_protocol.messages import RESERVED_COMMANDS
-    from bridge_protocol.topology import service_name_problem
+    from bridge_protocol.messages import command_problem
+    from producer.request import names_problem
 
-    if problem := service_name_problem(service):
+    if problem := names_problem(service, command):
         raise typer.BadParameter(problem)
     if not command:
         raise typer.BadParameter(f"which command? quaybridge call {service} --describe lists those there are")
-    if command in RESERVED_COMMANDS:
-        raise typer.BadParameter(f"the command {command!r} is the nodes' own")
+    if problem := command_problem(command):
+        raise typer.BadParameter(problem)
 
 
 def _say(line: str) -> None:

@@ -64,6 +64,7 @@ def test_of_failures_only_a_file_is_removed(directory: Path) -> None:
         ("control echo", "'control' is reserved"),
         ("echo ''", "which command? quaybridge call echo --describe"),
         ("echo shutdown", "the command 'shutdown' is the nodes' own"),
+        (f"echo {'x' * 256}", "a command has at most 255 bytes"),
     ],
 )
 async def test_what_fits_no_request_is_said_once_and_not_of_each_line(names: str, told: str, directory: Path) -> None:

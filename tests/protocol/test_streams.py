@@ -28,6 +28,7 @@ from bridge_protocol.errors import (
     UnknownService,
 )
 from bridge_protocol.messages import Request, encode_request
+from broker.confirm import Confirm
 from broker.contract import ChannelClosed, Message
 from broker.limits import MAX_BODY
 from producer import chunks as chunks_of_a_stream
@@ -398,13 +399,13 @@ async def test_chunks_that_are_lost_on_the_way_are_missed(
     real = link.publish
     seen = 0
 
-    def publish(message: Message, *, timeout: float) -> asyncio.Future[None]:
+    def publish(message: Message, *, timeout: float) -> Confirm:
         nonlocal seen
         if message.properties.type == CHUNKS:
             seen += 1
             if seen == lost + 1:
-                taken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                taken.set_result(None)
+                taken = Confirm()
+                taken.succeed()
                 return taken
         return real(message, timeout=timeout)
 
